@@ -1,0 +1,34 @@
+"""What every model of the API shares: camelCase on the wire, nothing unknown accepted, nothing coerced.
+
+The Kubernetes API server does not turn ``"8"`` into ``8``; neither may we, or a manifest that ``finetune run``
+takes would be refused by the cluster. Hence ``strict`` here, and a test that sends the same cases to both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+GROUP = "finetune.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+
+class ApiModel(BaseModel):
+    """Base of everything a user writes or reads. Frozen: a plan made from a spec stays true to it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in a manifest: camelCase keys, unset optional fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,150 @@
+"""Why a job failed: reasons, and the exit codes by which the trainer tells them.
+
+The trainer exits with one of :class:`ExitCode`; the Job's ``podFailurePolicy`` and the operator read nothing else
+of it but the termination report. Codes stay clear of 1-2 (Python, shells), 64-78 (sysexits) and 128 and above
+(signals).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of ``finetune-train``."""
+
+    OK = 0
+    TRAINER_CRASH = 1
+    CONFIG_INVALID = 10
+    MODEL_NOT_FOUND = 11
+    MODEL_ACCESS_DENIED = 12
+    MODEL_INVALID = 13
+    DATASET_NOT_FOUND = 14
+    DATASET_INVALID = 15
+    DATASET_ACCESS_DENIED = 16
+    NO_SUPERVISED_TOKENS = 17
+    TEMPLATE_INVALID = 18
+    VOLUME_NOT_WRITABLE = 19
+    VOLUME_FULL = 20
+    ACCELERATION_UNAVAILABLE = 21
+    CUDA_OUT_OF_MEMORY = 22
+    NON_FINITE_LOSS = 23
+    COLLECTIVE_TIMEOUT = 24
+    HUB_UNREACHABLE = 25
+    CHECKPOINT_INVALID = 26
+    PREPARED_DATA_MISSING = 27
+    INTERRUPTED = 40
+    """Told to end (SIGTERM); a checkpoint was written within the grace period."""
+
+
+class FailureReason(StrEnum):
+    """``status.failure.reason``, and the reason of the ``Failed`` condition."""
+
+    TRAINER_CRASH = "TrainerCrash"
+    CONFIG_INVALID = "ConfigInvalid"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    MODEL_ACCESS_DENIED = "ModelAccessDenied"
+    MODEL_INVALID = "ModelInvalid"
+    DATASET_NOT_FOUND = "DatasetNotFound"
+    DATASET_INVALID = "DatasetInvalid"
+    DATASET_ACCESS_DENIED = "DatasetAccessDenied"
+    NO_SUPERVISED_TOKENS = "NoSupervisedTokens"
+    TEMPLATE_INVALID = "TemplateInvalid"
+    VOLUME_NOT_WRITABLE = "VolumeNotWritable"
+    VOLUME_FULL = "VolumeFull"
+    ACCELERATION_UNAVAILABLE = "AccelerationUnavailable"
+    CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
+    NON_FINITE_LOSS = "NonFiniteLoss"
+    COLLECTIVE_TIMEOUT = "NCCLTimeout"
+    HUB_UNREACHABLE = "HubUnreachable"
+    CHECKPOINT_INVALID = "CheckpointInvalid"
+    PREPARED_DATA_MISSING = "PreparedDataMissing"
+    INTERRUPTED = "Interrupted"
+    # What no exit code of ours can tell: read from the pod, the Job or the cluster.
+    OOM_KILLED = "OOMKilled"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    UNSCHEDULABLE = "Unschedulable"
+    VOLUME_NOT_BOUND = "VolumeNotBound"
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a secret
+    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
+    CONTAINER_CANNOT_START = "ContainerCannotStart"
+    POD_DELETED = "PodDeleted"
+    PREEMPTED = "Preempted"
+    EVICTED = "Evicted"
+    NODE_LOST = "NodeLost"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    PROFILE_NOT_FOUND = "ProfileNotFound"
+    NOT_ALLOWED = "NotAllowed"
+    SPEC_INVALID = "SpecInvalid"
+
+
+@dataclass(frozen=True)
+class ReasonFacts:
+    """What is known of a reason in general. ``advice`` is what to change when the report says nothing better."""
+
+    retryable: bool
+    advice: str
+
+
+_R = FailureReason
+REASONS: dict[FailureReason, ReasonFacts] = {
+    _R.TRAINER_CRASH: ReasonFacts(True, "Read the log's last lines in status.failure.logTail."),
+    _R.CONFIG_INVALID: ReasonFacts(False, "Operator and trainer image do not match; use images of one release."),
+    _R.MODEL_NOT_FOUND: ReasonFacts(False, "Correct spec.model.source or spec.model.revision."),
+    _R.MODEL_ACCESS_DENIED: ReasonFacts(
+        False, "Accept the model's licence on the hub and name a token in spec.model.secretRef."
+    ),
+    _R.MODEL_INVALID: ReasonFacts(False, "Use a causal language model in safetensors form."),
+    _R.DATASET_NOT_FOUND: ReasonFacts(False, "Correct the uri in spec.dataset.sources."),
+    _R.DATASET_INVALID: ReasonFacts(False, "Mend the row that the message names."),
+    _R.DATASET_ACCESS_DENIED: ReasonFacts(False, "Name a token in the source's secretRef."),
+    _R.NO_SUPERVISED_TOKENS: ReasonFacts(
+        False, "Check format, columns and template: no answer was found to train on."
+    ),
+    _R.TEMPLATE_INVALID: ReasonFacts(False, "Name a template that exists: finetune templates lists them."),
+    _R.VOLUME_NOT_WRITABLE: ReasonFacts(
+        False, "Make the claim writable for the pod's user (securityContext.fsGroup)."
+    ),
+    _R.VOLUME_FULL: ReasonFacts(False, "Enlarge the claim or free space on it; checkpoints written so far are kept."),
+    _R.ACCELERATION_UNAVAILABLE: ReasonFacts(False, "Set the acceleration that is named to auto."),
+    _R.CUDA_OUT_OF_MEMORY: ReasonFacts(
+        False, "Lower microBatchSize or maxLength, or set acceleration.gradientCheckpointing."
+    ),
+    _R.NON_FINITE_LOSS: ReasonFacts(False, "Lower learningRate, or use precision bf16 or fp32."),
+    _R.COLLECTIVE_TIMEOUT: ReasonFacts(True, "Look for a rank that died or hung before."),
+    _R.HUB_UNREACHABLE: ReasonFacts(True, "Check the network, or a hub mirror in the profile's environment."),
+    _R.CHECKPOINT_INVALID: ReasonFacts(False, "Remove the checkpoint that is named; older ones are used then."),
+    _R.PREPARED_DATA_MISSING: ReasonFacts(
+        False, "The cache volume lost the prepared data; create the job again."
+    ),
+    _R.INTERRUPTED: ReasonFacts(True, "The pod was told to end; the next attempt goes on from its checkpoint."),
+    _R.OOM_KILLED: ReasonFacts(False, "Raise spec.resources.memory."),
+    _R.IMAGE_PULL_FAILED: ReasonFacts(False, "Correct the image's name in the profile or chart, or its pull secret."),
+    _R.UNSCHEDULABLE: ReasonFacts(False, "No node fits; lower resources or add nodes."),
+    _R.VOLUME_NOT_BOUND: ReasonFacts(False, "Check the claim, its storage class and its size."),
+    _R.SECRET_NOT_FOUND: ReasonFacts(False, "Create the Secret and key that secretRef names."),
+    _R.CONFIG_MAP_NOT_FOUND: ReasonFacts(False, "Create the ConfigMap and key that the source names."),
+    _R.CONTAINER_CANNOT_START: ReasonFacts(False, "Read the message; most often the image lacks finetune-train."),
+    _R.POD_DELETED: ReasonFacts(True, "Somebody deleted the pod; the next attempt goes on from the checkpoint."),
+    _R.PREEMPTED: ReasonFacts(True, "A pod of higher priority took the place."),
+    _R.EVICTED: ReasonFacts(True, "The node was short of disk or memory, or was drained."),
+    _R.NODE_LOST: ReasonFacts(True, "The node stopped answering."),
+    _R.DEADLINE_EXCEEDED: ReasonFacts(False, "Raise runPolicy.activeDeadlineSeconds."),
+    _R.PROFILE_NOT_FOUND: ReasonFacts(False, "Create the TrainingProfile that scheduling.profile names."),
+    _R.NOT_ALLOWED: ReasonFacts(False, "The TrainingProfile forbids it; ask its administrator."),
+    _R.SPEC_INVALID: ReasonFacts(False, "Correct the manifest: finetune validate -f FILE."),
+}
+
+EXIT_REASONS: dict[ExitCode, FailureReason] = {
+    code: FailureReason[code.name] for code in ExitCode if code is not ExitCode.OK
+}
+"""Each failing exit code's reason."""
+
+
+def reason_of_exit_code(code: int) -> FailureReason:
+    """The reason that ``code`` stands for; codes outside the contract are a crash."""
+    try:
+        return EXIT_REASONS[ExitCode(code)]
+    except (KeyError, ValueError):
+        return FailureReason.TRAINER_CRASH

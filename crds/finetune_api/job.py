@@ -1,0 +1,131 @@
+"""FineTuneJob: one fine-tuning run, declared."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from finetune_api.base import API_VERSION, ApiModel
+from finetune_api.running import (
+    DistributedSpec,
+    EvaluationSpec,
+    OutputSpec,
+    ResourcesSpec,
+    RunPolicy,
+    SchedulingSpec,
+    TrackingSpec,
+)
+from finetune_api.status import FineTuneJobStatus
+from finetune_api.training import (
+    AccelerationSpec,
+    DatasetSpec,
+    HyperparametersSpec,
+    LoraMethod,
+    MethodSpec,
+    ModelSpec,
+    Precision,
+    QuantizationSpec,
+    Stage,
+    TemplateSpec,
+)
+
+
+class FineTuneJobSpec(ApiModel):
+    """What the user declares. Immutable once accepted, but for `runPolicy` and `scheduling.queueName`."""
+
+    stage: Stage = "sft"
+    """Kind of training: supervised fine-tuning, pre-training on text, or a preference stage."""
+    model: ModelSpec
+    """Base model."""
+    dataset: DatasetSpec
+    """Data."""
+    method: MethodSpec = MethodSpec()
+    """Which weights are trained: exactly one of `full`, `freeze`, `lora`. May be left out where
+    `quantization.bits` is set, which implies LoRA."""
+    quantization: QuantizationSpec | None = None
+    """Quantization of the frozen base."""
+    precision: Precision = "bf16"
+    """Type that the arithmetic runs in."""
+    template: TemplateSpec = TemplateSpec()
+    """Chat template."""
+    acceleration: AccelerationSpec = AccelerationSpec()
+    """Kernels and memory savers."""
+    hyperparameters: HyperparametersSpec = HyperparametersSpec()
+    """Numbers of the training."""
+    distributed: DistributedSpec = DistributedSpec()
+    """Devices."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """Resources of each pod."""
+    scheduling: SchedulingSpec = SchedulingSpec()
+    """Scheduling."""
+    output: OutputSpec = OutputSpec()
+    """Result."""
+    evaluation: EvaluationSpec = EvaluationSpec()
+    """Measurements beside the training loss."""
+    tracking: TrackingSpec = TrackingSpec()
+    """Experiment trackers."""
+    run_policy: RunPolicy = RunPolicy()
+    """Suspension, retries and ends."""
+
+    @property
+    def resolved_method(self) -> MethodSpec:
+        """The method with the implication made plain: quantized and nothing said means LoRA."""
+        said = self.method
+        if said.full is None and said.freeze is None and said.lora is None:
+            return MethodSpec(lora=LoraMethod())
+        return said
+
+    @property
+    def method_name(self) -> str:
+        """``full``, ``freeze``, ``lora`` or ``qlora``: what the Method column shows."""
+        method = self.resolved_method
+        if method.full is not None:
+            return "full"
+        if method.freeze is not None:
+            return "freeze"
+        bits = self.quantization.bits if self.quantization else None
+        return "qlora" if bits == 4 else "lora"
+
+
+class ObjectMeta(ApiModel):
+    """The metadata that we read; the rest is the server's affair."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    """Name."""
+    namespace: str | None = None
+    """Namespace."""
+    uid: str | None = None
+    """Uid."""
+    generation: int | None = None
+    """Generation."""
+    labels: dict[str, str] = {}
+    """Labels."""
+    annotations: dict[str, str] = {}
+    """Annotations."""
+    creation_timestamp: str | None = None
+    """Creation."""
+    deletion_timestamp: str | None = None
+    """Deletion asked for."""
+
+
+class FineTuneJob(ApiModel):
+    """Fine-tune one language model."""
+
+    api_version: Literal["finetune.dev/v1alpha1"] = Field(default=API_VERSION)
+    kind: Literal["FineTuneJob"] = "FineTuneJob"
+    metadata: ObjectMeta
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus = FineTuneJobStatus()
+
+    @classmethod
+    def from_dict(cls, body: dict[str, Any]) -> FineTuneJob:
+        """Parse a manifest or what the API server sent.
+
+        Raises:
+            pydantic.ValidationError: a field is unknown, of the wrong type or out of its bounds. Rules between
+                fields are not tried here: see :func:`finetune_api.validation.validate_manifest`.
+        """
+        return cls.model_validate(body)

@@ -1,0 +1,251 @@
+"""FineTuneJob.status: what the resource itself reports.
+
+Fields are optional throughout: the operator writes what it knows and nothing else. Bytes are bytes, durations are
+seconds, times are RFC 3339 in UTC.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from finetune_api.base import ApiModel
+from finetune_api.types import LongText, NonNegativeInt, ShortText
+
+Phase = Literal["Pending", "Preparing", "Queued", "Running", "Suspended", "Succeeded", "Failed"]
+ConditionType = Literal["Accepted", "Prepared", "Suspended", "Complete", "Failed", "Ready", "Reconciling", "Stalled"]
+MediumText = Annotated[str, Field(max_length=4096)]
+
+
+class StatusModel(ApiModel):
+    """Status is read back from the server, where a newer operator may have written more than we know."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Condition(StatusModel):
+    """As metav1.Condition."""
+
+    type: ShortText
+    """Kind of condition."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: ShortText
+    """One CamelCase word."""
+    message: MediumText = ""
+    """For a person."""
+    last_transition_time: ShortText
+    """When `status` last changed."""
+    observed_generation: NonNegativeInt | None = None
+    """Generation of the spec that this was said of."""
+
+
+class Progress(StatusModel):
+    """How far training is. Rank 0 sends this; it is also in the termination report."""
+
+    step: NonNegativeInt
+    """Optimizer steps done."""
+    total_steps: NonNegativeInt
+    """Optimizer steps in all."""
+    epoch: float | None = None
+    """Passes over the data."""
+    loss: float | None = None
+    """Training loss, nats a supervised token, mean since the last report."""
+    eval_loss: float | None = None
+    """Held-out loss, nats a supervised token."""
+    initial_eval_loss: float | None = None
+    """Held-out loss before the first step."""
+    learning_rate: float | None = None
+    """Learning rate."""
+    grad_norm: float | None = None
+    """Gradient norm before clipping."""
+    tokens_per_second: float | None = None
+    """Non-pad tokens a second over all devices."""
+    tokens: NonNegativeInt | None = None
+    """Non-pad tokens seen in this and earlier attempts."""
+    peak_memory_bytes: NonNegativeInt | None = None
+    """Largest memory use: of one GPU where there is one, else of the process."""
+    percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """100 x step / totalSteps, rounded down."""
+    eta_seconds: NonNegativeInt | None = None
+    """Seconds left at the present speed."""
+    updated_at: ShortText | None = None
+    """When this was measured."""
+
+
+class DroppedRows(StatusModel):
+    """Rows that are not trained on, by cause."""
+
+    reason: ShortText
+    """Why."""
+    count: NonNegativeInt
+    """How many."""
+    first: ShortText | None = None
+    """File and row of the first."""
+
+
+class DatasetStatus(StatusModel):
+    """What the prepare step found."""
+
+    samples: NonNegativeInt
+    """Samples that are trained on."""
+    validation_samples: NonNegativeInt = 0
+    """Samples held out."""
+    dropped: Annotated[list[DroppedRows], Field(max_length=32)] = []
+    """Rows left out, by cause."""
+    truncated: NonNegativeInt = 0
+    """Samples that lost turns to `maxLength`."""
+    tokens: NonNegativeInt = 0
+    """Tokens that are trained on, without padding."""
+    supervised_tokens: NonNegativeInt = 0
+    """Tokens that the loss is computed on."""
+    sequences: NonNegativeInt = 0
+    """Training sequences after packing."""
+    digest: ShortText | None = None
+    """Hash of the prepared data; equal inputs share it."""
+    reused: bool = False
+    """True where an earlier job had prepared the same data."""
+
+
+class ModelStatus(StatusModel):
+    """The base model as found."""
+
+    parameters: NonNegativeInt | None = None
+    """Parameters of the model."""
+    trainable_parameters: NonNegativeInt | None = None
+    """Parameters that are trained."""
+    digest: ShortText | None = None
+    """Commit on the hub, or hash of the files."""
+    architecture: ShortText | None = None
+    """Class of the model."""
+
+
+class MemoryEstimate(StatusModel):
+    """Bytes on one device, by part."""
+
+    weights: NonNegativeInt = 0
+    """Weights."""
+    gradients: NonNegativeInt = 0
+    """Gradients."""
+    optimizer: NonNegativeInt = 0
+    """Optimizer state and master weights."""
+    activations: NonNegativeInt = 0
+    """Activations kept for the backward pass."""
+    logits: NonNegativeInt = 0
+    """Logits and their gradients."""
+    buffers: NonNegativeInt = 0
+    """Everything else."""
+    total: NonNegativeInt = 0
+    """Sum of the parts."""
+
+
+class MemoryStatus(StatusModel):
+    """Estimated before, measured after."""
+
+    estimate: MemoryEstimate | None = None
+    """What the prepare step expects."""
+    measured: NonNegativeInt | None = None
+    """Peak in bytes that training reached."""
+
+
+class AccelerationStatus(StatusModel):
+    """What is really in use."""
+
+    device: ShortText | None = None
+    """`cpu`, or the GPU's name."""
+    attention: ShortText | None = None
+    """Attention implementation."""
+    precision: ShortText | None = None
+    """Type that the arithmetic runs in."""
+    kernels: Annotated[list[ShortText], Field(max_length=32)] = []
+    """Others: liger, compile, …"""
+
+
+class CheckpointStatus(StatusModel):
+    """Newest complete checkpoint."""
+
+    step: NonNegativeInt
+    """Optimizer step it was written at."""
+    path: ShortText
+    """Path in the output."""
+    time: ShortText
+    """When."""
+
+
+class OutputStatus(StatusModel):
+    """Where the result is."""
+
+    uri: MediumText
+    """`pvc://claim/path` of the adapter or model."""
+    digest: ShortText | None = None
+    """`sha256:` of the weights."""
+
+
+class Sample(StatusModel):
+    """One of `evaluation.prompts`, answered twice."""
+
+    prompt: MediumText
+    """What was asked."""
+    before: MediumText | None = None
+    """Answer of the base model."""
+    after: MediumText | None = None
+    """Answer of the tuned model."""
+
+
+class Failure(StatusModel):
+    """Why it failed and what to change."""
+
+    reason: ShortText
+    """One CamelCase word, from the list in docs/failures.md."""
+    message: MediumText
+    """What is wrong, where, and what to do."""
+    rank: NonNegativeInt | None = None
+    """Rank that failed first."""
+    exit_code: int | None = None
+    """Its exit code."""
+    retryable: bool = False
+    """Whether a further attempt could help."""
+    attempt: NonNegativeInt | None = None
+    """Attempt that failed; 0 is the prepare step."""
+    log_tail: MediumText | None = None
+    """Last lines of its log."""
+
+
+class FineTuneJobStatus(StatusModel):
+    """All that the operator knows of a job."""
+
+    phase: Phase | None = None
+    """Where the job is in its life."""
+    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    """Conditions, one a type; `Ready`, `Reconciling` and `Stalled` are those that GitOps tools read."""
+    observed_generation: NonNegativeInt | None = None
+    """Generation of the spec that this status is about."""
+    start_time: ShortText | None = None
+    """When the operator took the job up."""
+    completion_time: ShortText | None = None
+    """When it succeeded or failed."""
+    attempt: NonNegativeInt | None = None
+    """Training attempts so far."""
+    config_hash: ShortText | None = None
+    """Hash of the resolved trainer configuration, which also names its ConfigMap."""
+    profile: LongText | None = None
+    """The TrainingProfile in use, as JSON: later edits of it change no running job."""
+    progress: Progress | None = None
+    """Progress."""
+    dataset: DatasetStatus | None = None
+    """Data."""
+    model: ModelStatus | None = None
+    """Model."""
+    memory: MemoryStatus | None = None
+    """Memory."""
+    acceleration: AccelerationStatus | None = None
+    """Acceleration."""
+    checkpoint: CheckpointStatus | None = None
+    """Newest checkpoint."""
+    output: OutputStatus | None = None
+    """Result."""
+    samples: Annotated[list[Sample], Field(max_length=16)] = []
+    """Answers before and after."""
+    failure: Failure | None = None
+    """Failure."""

@@ -1,0 +1,152 @@
+"""TrainerConfig: the resolved, versioned hand-over from plan to trainer.
+
+The operator (or ``finetune run``) makes it from a spec; the trainer reads nothing else of the job. Everything in it
+is decided: methods are resolved, URIs that Kubernetes serves (claims, ConfigMaps) have become paths of the
+container. Its hash names the ConfigMap, so it holds nothing that changes between attempts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from finetune_api.base import ApiModel
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.running import CheckpointSpec, DistributedSpec, EvaluationSpec, MergeSpec
+from finetune_api.training import (
+    AccelerationSpec,
+    DatasetFormat,
+    HyperparametersSpec,
+    MethodSpec,
+    Precision,
+    QuantizationSpec,
+    Stage,
+    TemplateSpec,
+    ValidationSpec,
+)
+
+ATTEMPT_ENV = "FINETUNE_ATTEMPT"
+PROGRESS_URL_ENV = "FINETUNE_PROGRESS_URL"
+PROGRESS_TOKEN_FILE_ENV = "FINETUNE_PROGRESS_TOKEN_FILE"  # noqa: S105 - a variable's name
+PROGRESS_CA_FILE_ENV = "FINETUNE_PROGRESS_CA_FILE"
+
+
+class JobIdentity(ApiModel):
+    """Who this is for; only ever printed and written into the model card."""
+
+    name: str
+    """Name of the FineTuneJob."""
+    namespace: str = "default"
+    """Its namespace."""
+
+
+class ResolvedModel(ApiModel):
+    """The base model as the trainer loads it."""
+
+    uri: str
+    """As the user wrote it."""
+    path: str | None = None
+    """Directory in the container, for claims and files; None: fetch `uri` from the hub."""
+    revision: str = "main"
+    """Revision on the hub."""
+    trust_remote_code: bool = False
+    """As granted by spec and profile together."""
+    token_env: str | None = None
+    """Environment variable that holds the token."""
+    allow_pickle: bool = False
+    """As granted by the profile."""
+
+
+class ResolvedSource(ApiModel):
+    """One data set as the trainer reads it."""
+
+    uri: str
+    """As the user wrote it: errors name it."""
+    path: str | None = None
+    """File or directory in the container; None: fetch `uri`."""
+    format: DatasetFormat = "alpaca"
+    """Shape of a row."""
+    columns: dict[str, str] = {}
+    """Column names of the set by ours."""
+    split: str = "train"
+    """Split."""
+    weight: float = 1.0
+    """Share."""
+    token_env: str | None = None
+    """Environment variable that holds the token."""
+
+
+class Paths(ApiModel):
+    """Directories, writable but for the sources."""
+
+    cache: str = "/finetune/cache"
+    """Models (`hub/`) and prepared data (`prepared/`), shared by jobs."""
+    output: str = "/finetune/output"
+    """This job's own directory: `checkpoints/`, `adapter/` or `model/`, `progress.jsonl`."""
+
+
+class TrainerConfig(ApiModel):
+    """All that ``finetune-train`` knows."""
+
+    version: Literal[1] = 1
+    job: JobIdentity
+    stage: Stage = "sft"
+    model: ResolvedModel
+    sources: list[ResolvedSource]
+    max_length: int = 2048
+    packing: bool = False
+    validation: ValidationSpec = ValidationSpec()
+    method: MethodSpec
+    quantization: QuantizationSpec | None = None
+    precision: Precision = "bf16"
+    template: TemplateSpec = TemplateSpec()
+    acceleration: AccelerationSpec = AccelerationSpec()
+    hyperparameters: HyperparametersSpec = HyperparametersSpec()
+    distributed: DistributedSpec = DistributedSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    merge: MergeSpec | None = None
+    evaluation: EvaluationSpec = EvaluationSpec()
+    paths: Paths = Paths()
+
+    def to_json(self) -> str:
+        """Canonical JSON: same config, same bytes."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
+
+    def digest(self) -> str:
+        """First 10 hex digits of the SHA-256 of :meth:`to_json`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
+
+
+def resolve_config(
+    spec: FineTuneJobSpec,
+    *,
+    job: JobIdentity,
+    model: ResolvedModel,
+    sources: list[ResolvedSource],
+    paths: Paths,
+) -> TrainerConfig:
+    """Make the trainer's configuration from a valid ``spec``.
+
+    The caller, the operator's plan or ``finetune run``, says what only it can know: where the model, the data and
+    the directories are.
+    """
+    return TrainerConfig(
+        job=job,
+        stage=spec.stage,
+        model=model,
+        sources=sources,
+        max_length=spec.dataset.max_length,
+        packing=spec.dataset.packing,
+        validation=spec.dataset.validation,
+        method=spec.resolved_method,
+        quantization=spec.quantization,
+        precision=spec.precision,
+        template=spec.template,
+        acceleration=spec.acceleration,
+        hyperparameters=spec.hyperparameters,
+        distributed=spec.distributed,
+        checkpoint=spec.output.checkpoint,
+        merge=spec.output.merge,
+        evaluation=spec.evaluation,
+        paths=paths,
+    )

@@ -1,0 +1,219 @@
+"""The half of a FineTuneJob's spec that says *what* to train: model, data, method and numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.base import ApiModel
+from finetune_api.types import (
+    DnsName,
+    IntOrAuto,
+    LongText,
+    ModuleName,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ShortText,
+)
+from finetune_api.uris import DATASET_SCHEMES, MODEL_SCHEMES, scheme_pattern
+
+Stage = Literal["sft", "pt", "dpo", "kto", "orpo", "rm"]
+DatasetFormat = Literal["alpaca", "sharegpt", "openai", "text", "preference", "kto"]
+Precision = Literal["bf16", "fp16", "fp32", "fp8"]
+
+ModelUri = Annotated[str, StringConstraints(max_length=1024, pattern=scheme_pattern(MODEL_SCHEMES))]
+DatasetUri = Annotated[str, StringConstraints(max_length=1024, pattern=scheme_pattern(DATASET_SCHEMES))]
+
+
+class SecretKeyRef(ApiModel):
+    """A key of a Secret in the job's namespace. The operator never reads it: the pod gets it by reference."""
+
+    name: DnsName
+    """Name of the Secret."""
+    key: Annotated[str, StringConstraints(min_length=1, max_length=253)] = "token"
+    """Key in the Secret."""
+
+
+class ModelSpec(ApiModel):
+    """The base model."""
+
+    source: ModelUri
+    """Where the model is: `hf://organisation/name`, `pvc://claim/path`, `s3://…`, `oci://…`; `file:///path` for
+    `finetune run` alone."""
+    revision: ShortText = "main"
+    """Branch, tag or commit on the hub. It is resolved to a commit once, in the prepare step, and recorded in
+    `status.model.digest`."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository carries. Refused unless the profile allows it."""
+    secret_ref: SecretKeyRef | None = None
+    """Token for a gated or private model."""
+
+
+class DatasetSource(ApiModel):
+    """One data set, or one of several that are mixed."""
+
+    uri: DatasetUri
+    """Where the rows are: `hf://organisation/name/file`, `pvc://claim/path`, `configmap://name/key`, `s3://…`,
+    `https://…`; `file:///path` for `finetune run` alone. JSON lines or a JSON array."""
+    format: DatasetFormat = "alpaca"
+    """Shape of a row. `alpaca`: instruction, input, output. `sharegpt`: conversations of from/value. `openai`:
+    messages of role/content."""
+    columns: Annotated[dict[str, str], Field(max_length=32)] = {}
+    """Names of the set's own columns by the format's names, such as `{instruction: question}`."""
+    split: ShortText = "train"
+    """Split of a hub data set; ignored where the URI names a file."""
+    weight: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
+    """Share of this source among several, relative to the others' weights."""
+    secret_ref: SecretKeyRef | None = None
+    """Token for a gated or private data set."""
+
+
+class ValidationSpec(ApiModel):
+    """Rows held out of training, on which `evalLoss` is measured."""
+
+    fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """Share of the rows to hold out, chosen by the seed; 0 holds out none."""
+
+
+class DatasetSpec(ApiModel):
+    """What to train on."""
+
+    sources: Annotated[list[DatasetSource], Field(min_length=1, max_length=64)]
+    """One or several data sets."""
+    max_length: Annotated[int, Field(ge=8, le=1048576)] = 2048
+    """Longest sequence, in tokens. Longer samples lose whole turns from their end, never half a turn."""
+    packing: bool = False
+    """Put several samples into one sequence. They neither see each other nor share positions."""
+    validation: ValidationSpec = ValidationSpec()
+    """Held-out rows."""
+
+
+class FullMethod(ApiModel):
+    """Train every weight."""
+
+
+class FreezeMethod(ApiModel):
+    """Train some layers and freeze the rest."""
+
+    trainable_layers: Annotated[int, Field(ge=-1024, le=1024)] = 2
+    """n > 0: the last n layers; n < 0: the first n."""
+    trainable_modules: Annotated[list[ModuleName], Field(max_length=64)] = []
+    """Modules within those layers; empty means all of them."""
+    extra_modules: Annotated[list[ModuleName], Field(max_length=64)] = []
+    """Modules outside the layers, such as `lm_head`."""
+
+
+class LoraMethod(ApiModel):
+    """Low-rank adapters (Hu et al., 2021, arXiv 2106.09685) beside frozen weights."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Rank r of the adapters."""
+    alpha: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Scaling: the adapter's output is multiplied by alpha / rank. Unset means twice the rank."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout before the adapter."""
+    target_modules: Annotated[list[ModuleName], Field(max_length=64)] = []
+    """Linear layers to adapt, by name's end, such as `q_proj`; empty means all but the output head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (arXiv 2312.03732)."""
+    dora: bool = False
+    """Decompose weights into magnitude and direction (arXiv 2402.09353)."""
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """How the adapters start."""
+    lora_plus_ratio: Annotated[float, Field(ge=1.0, le=1024.0)] | None = None
+    """LoRA+ (arXiv 2402.12354): learning rate of B over that of A."""
+    modules_to_save: Annotated[list[ModuleName], Field(max_length=64)] = []
+    """Modules trained in full and saved with the adapter."""
+
+
+class MethodSpec(ApiModel):
+    """Which weights are trained: exactly one of the three."""
+
+    full: FullMethod | None = None
+    """Every weight."""
+    freeze: FreezeMethod | None = None
+    """Some layers."""
+    lora: LoraMethod | None = None
+    """Low-rank adapters; with `quantization.bits: 4` this is QLoRA."""
+
+
+class QuantizationSpec(ApiModel):
+    """Hold the frozen base weights in fewer bits. `bits: 4` alone implies nf4, double quantization and LoRA, that
+    is QLoRA (arXiv 2305.14314)."""
+
+    method: Literal["bitsandbytes", "hqq", "gptq", "awq", "fp8", "mxfp4"] = "bitsandbytes"
+    """Library or format that quantizes."""
+    bits: Literal[1, 2, 3, 4, 5, 6, 8] | None = None
+    """Bits a weight."""
+    type: Literal["nf4", "fp4"] = "nf4"
+    """4-bit data type."""
+    double_quantization: bool = True
+    """Quantize the quantization constants too."""
+    compute_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Type that weights are dequantized to for the arithmetic."""
+
+
+class TemplateSpec(ApiModel):
+    """How a conversation becomes text, in training and in serving alike."""
+
+    name: ShortText = "auto"
+    """A built-in template, or `auto` for the tokenizer's own. `finetune templates` lists them."""
+    ref: DnsName | None = None
+    """A ChatTemplate of the job's namespace, instead of a built-in one."""
+    system: LongText | None = None
+    """System message for conversations that have none; unset means the template's default."""
+    thinking: Literal["auto", "enabled", "disabled", "preserved"] = "auto"
+    """What happens to chains of thought."""
+    train_on_prompt: bool = False
+    """Train on the user's turns too."""
+    mask_history: bool = False
+    """Train on the last assistant turn alone."""
+
+
+class AccelerationSpec(ApiModel):
+    """How it is made fast. `auto` takes the best there is and says in status which; an explicit wish that cannot
+    be met is a refusal, never a silent fallback."""
+
+    flash_attention: Literal["auto", "fa2", "fa3", "sdpa", "flex", "disabled"] = "auto"
+    """Attention kernel; `disabled` is the plain one."""
+    liger: bool = False
+    """Liger kernels."""
+    unsloth: bool = False
+    """Unsloth's kernels; needs its image flavour."""
+    compile: bool = False
+    """torch.compile, layer by layer."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_offload: bool = False
+    """Hold activations in host memory."""
+
+
+class HyperparametersSpec(ApiModel):
+    """The numbers of the training itself."""
+
+    epochs: Annotated[float, Field(gt=0.0, le=10000.0)] = 3.0
+    """Passes over the data; `maxSteps` overrides it."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps after which training ends."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 0.0001
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate over the steps that follow the warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
+    global_batch_size: Annotated[int, Field(ge=1, le=1048576)] = 8
+    """Sequences per optimizer step, over all devices; gradient accumulation follows from it."""
+    micro_batch_size: IntOrAuto = 1
+    """Sequences per device and forward pass, or `auto`."""
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "adafactor"] = "adamw"
+    """Optimizer."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradients are clipped to this norm; 0 clips none."""
+    neftune_alpha: NonNegativeFloat = 0.0
+    """NEFTune noise on the embeddings (arXiv 2310.05914); 0 adds none."""
+    seed: NonNegativeInt = 42
+    """Seeds weights, data order and dropout."""
