@@ -6,14 +6,14 @@ takes would be refused by the cluster. Hence ``strict`` here, and a test that se
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 GROUP = "finetune.dev"
 VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
+API_VERSION: Final = "finetune.dev/v1alpha1"
 
 
 class ApiModel(BaseModel):

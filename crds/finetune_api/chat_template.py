@@ -55,7 +55,7 @@ class ChatTemplateSpec(ApiModel):
 class ChatTemplate(ApiModel):
     """A conversation format of one's own, for `spec.template.ref`."""
 
-    api_version: Literal["finetune.dev/v1alpha1"] = Field(default=API_VERSION)
+    api_version: Literal["finetune.dev/v1alpha1"] = API_VERSION
     kind: Literal["ChatTemplate"] = "ChatTemplate"
     metadata: ObjectMeta
     spec: ChatTemplateSpec

@@ -87,53 +87,51 @@ class ReasonFacts:
     advice: str
 
 
+def _retry(advice: str) -> ReasonFacts:
+    return ReasonFacts(retryable=True, advice=advice)
+
+
+def _final(advice: str) -> ReasonFacts:
+    return ReasonFacts(retryable=False, advice=advice)
+
+
 _R = FailureReason
 REASONS: dict[FailureReason, ReasonFacts] = {
-    _R.TRAINER_CRASH: ReasonFacts(True, "Read the log's last lines in status.failure.logTail."),
-    _R.CONFIG_INVALID: ReasonFacts(False, "Operator and trainer image do not match; use images of one release."),
-    _R.MODEL_NOT_FOUND: ReasonFacts(False, "Correct spec.model.source or spec.model.revision."),
-    _R.MODEL_ACCESS_DENIED: ReasonFacts(
-        False, "Accept the model's licence on the hub and name a token in spec.model.secretRef."
-    ),
-    _R.MODEL_INVALID: ReasonFacts(False, "Use a causal language model in safetensors form."),
-    _R.DATASET_NOT_FOUND: ReasonFacts(False, "Correct the uri in spec.dataset.sources."),
-    _R.DATASET_INVALID: ReasonFacts(False, "Mend the row that the message names."),
-    _R.DATASET_ACCESS_DENIED: ReasonFacts(False, "Name a token in the source's secretRef."),
-    _R.NO_SUPERVISED_TOKENS: ReasonFacts(
-        False, "Check format, columns and template: no answer was found to train on."
-    ),
-    _R.TEMPLATE_INVALID: ReasonFacts(False, "Name a template that exists: finetune templates lists them."),
-    _R.VOLUME_NOT_WRITABLE: ReasonFacts(
-        False, "Make the claim writable for the pod's user (securityContext.fsGroup)."
-    ),
-    _R.VOLUME_FULL: ReasonFacts(False, "Enlarge the claim or free space on it; checkpoints written so far are kept."),
-    _R.ACCELERATION_UNAVAILABLE: ReasonFacts(False, "Set the acceleration that is named to auto."),
-    _R.CUDA_OUT_OF_MEMORY: ReasonFacts(
-        False, "Lower microBatchSize or maxLength, or set acceleration.gradientCheckpointing."
-    ),
-    _R.NON_FINITE_LOSS: ReasonFacts(False, "Lower learningRate, or use precision bf16 or fp32."),
-    _R.COLLECTIVE_TIMEOUT: ReasonFacts(True, "Look for a rank that died or hung before."),
-    _R.HUB_UNREACHABLE: ReasonFacts(True, "Check the network, or a hub mirror in the profile's environment."),
-    _R.CHECKPOINT_INVALID: ReasonFacts(False, "Remove the checkpoint that is named; older ones are used then."),
-    _R.PREPARED_DATA_MISSING: ReasonFacts(
-        False, "The cache volume lost the prepared data; create the job again."
-    ),
-    _R.INTERRUPTED: ReasonFacts(True, "The pod was told to end; the next attempt goes on from its checkpoint."),
-    _R.OOM_KILLED: ReasonFacts(False, "Raise spec.resources.memory."),
-    _R.IMAGE_PULL_FAILED: ReasonFacts(False, "Correct the image's name in the profile or chart, or its pull secret."),
-    _R.UNSCHEDULABLE: ReasonFacts(False, "No node fits; lower resources or add nodes."),
-    _R.VOLUME_NOT_BOUND: ReasonFacts(False, "Check the claim, its storage class and its size."),
-    _R.SECRET_NOT_FOUND: ReasonFacts(False, "Create the Secret and key that secretRef names."),
-    _R.CONFIG_MAP_NOT_FOUND: ReasonFacts(False, "Create the ConfigMap and key that the source names."),
-    _R.CONTAINER_CANNOT_START: ReasonFacts(False, "Read the message; most often the image lacks finetune-train."),
-    _R.POD_DELETED: ReasonFacts(True, "Somebody deleted the pod; the next attempt goes on from the checkpoint."),
-    _R.PREEMPTED: ReasonFacts(True, "A pod of higher priority took the place."),
-    _R.EVICTED: ReasonFacts(True, "The node was short of disk or memory, or was drained."),
-    _R.NODE_LOST: ReasonFacts(True, "The node stopped answering."),
-    _R.DEADLINE_EXCEEDED: ReasonFacts(False, "Raise runPolicy.activeDeadlineSeconds."),
-    _R.PROFILE_NOT_FOUND: ReasonFacts(False, "Create the TrainingProfile that scheduling.profile names."),
-    _R.NOT_ALLOWED: ReasonFacts(False, "The TrainingProfile forbids it; ask its administrator."),
-    _R.SPEC_INVALID: ReasonFacts(False, "Correct the manifest: finetune validate -f FILE."),
+    _R.TRAINER_CRASH: _retry("Read the log's last lines in status.failure.logTail."),
+    _R.CONFIG_INVALID: _final("Operator and trainer image do not match; use images of one release."),
+    _R.MODEL_NOT_FOUND: _final("Correct spec.model.source or spec.model.revision."),
+    _R.MODEL_ACCESS_DENIED: _final("Accept the model's licence on the hub and name a token in spec.model.secretRef."),
+    _R.MODEL_INVALID: _final("Use a causal language model in safetensors form."),
+    _R.DATASET_NOT_FOUND: _final("Correct the uri in spec.dataset.sources."),
+    _R.DATASET_INVALID: _final("Mend the row that the message names."),
+    _R.DATASET_ACCESS_DENIED: _final("Name a token in the source's secretRef."),
+    _R.NO_SUPERVISED_TOKENS: _final("Check format, columns and template: no answer was found to train on."),
+    _R.TEMPLATE_INVALID: _final("Name a template that exists: finetune templates lists them."),
+    _R.VOLUME_NOT_WRITABLE: _final("Make the claim writable for the pod's user (securityContext.fsGroup)."),
+    _R.VOLUME_FULL: _final("Enlarge the claim or free space on it; checkpoints written so far are kept."),
+    _R.ACCELERATION_UNAVAILABLE: _final("Set the acceleration that is named to auto."),
+    _R.CUDA_OUT_OF_MEMORY: _final("Lower microBatchSize or maxLength, or set acceleration.gradientCheckpointing."),
+    _R.NON_FINITE_LOSS: _final("Lower learningRate, or use precision bf16 or fp32."),
+    _R.COLLECTIVE_TIMEOUT: _retry("Look for a rank that died or hung before."),
+    _R.HUB_UNREACHABLE: _retry("Check the network, or a hub mirror in the profile's environment."),
+    _R.CHECKPOINT_INVALID: _final("Remove the checkpoint that is named; older ones are used then."),
+    _R.PREPARED_DATA_MISSING: _final("The cache volume lost the prepared data; create the job again."),
+    _R.INTERRUPTED: _retry("The pod was told to end; the next attempt goes on from its checkpoint."),
+    _R.OOM_KILLED: _final("Raise spec.resources.memory."),
+    _R.IMAGE_PULL_FAILED: _final("Correct the image's name in the profile or chart, or its pull secret."),
+    _R.UNSCHEDULABLE: _final("No node fits; lower resources or add nodes."),
+    _R.VOLUME_NOT_BOUND: _final("Check the claim, its storage class and its size."),
+    _R.SECRET_NOT_FOUND: _final("Create the Secret and key that secretRef names."),
+    _R.CONFIG_MAP_NOT_FOUND: _final("Create the ConfigMap and key that the source names."),
+    _R.CONTAINER_CANNOT_START: _final("Read the message; most often the image lacks finetune-train."),
+    _R.POD_DELETED: _retry("Somebody deleted the pod; the next attempt goes on from the checkpoint."),
+    _R.PREEMPTED: _retry("A pod of higher priority took the place."),
+    _R.EVICTED: _retry("The node was short of disk or memory, or was drained."),
+    _R.NODE_LOST: _retry("The node stopped answering."),
+    _R.DEADLINE_EXCEEDED: _final("Raise runPolicy.activeDeadlineSeconds."),
+    _R.PROFILE_NOT_FOUND: _final("Create the TrainingProfile that scheduling.profile names."),
+    _R.NOT_ALLOWED: _final("The TrainingProfile forbids it; ask its administrator."),
+    _R.SPEC_INVALID: _final("Correct the manifest: finetune validate -f FILE."),
 }
 
 EXIT_REASONS: dict[ExitCode, FailureReason] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from finetune_api.base import API_VERSION, ApiModel
 from finetune_api.running import (
@@ -114,7 +114,7 @@ class ObjectMeta(ApiModel):
 class FineTuneJob(ApiModel):
     """Fine-tune one language model."""
 
-    api_version: Literal["finetune.dev/v1alpha1"] = Field(default=API_VERSION)
+    api_version: Literal["finetune.dev/v1alpha1"] = API_VERSION
     kind: Literal["FineTuneJob"] = "FineTuneJob"
     metadata: ObjectMeta
     spec: FineTuneJobSpec

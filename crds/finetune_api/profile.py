@@ -87,7 +87,7 @@ class TrainingProfileSpec(ApiModel):
 class TrainingProfile(ApiModel):
     """Administrators' defaults. The profile in use is copied into a job's status when the job is taken up."""
 
-    api_version: Literal["finetune.dev/v1alpha1"] = Field(default=API_VERSION)
+    api_version: Literal["finetune.dev/v1alpha1"] = API_VERSION
     kind: Literal["TrainingProfile"] = "TrainingProfile"
     metadata: ObjectMeta
     spec: TrainingProfileSpec = TrainingProfileSpec()

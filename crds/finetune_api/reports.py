@@ -70,7 +70,10 @@ class TerminationReport(StatusModel):
             if len(data) <= limit:
                 return data
         bare = TerminationReport(
-            step=self.step, exit_code=self.exit_code, message=(self.message or "")[:800] or None, rank=self.rank,
+            step=self.step,
+            exit_code=self.exit_code,
+            message=(self.message or "")[:800] or None,
+            rank=self.rank,
             output=self.output,
         )
         return bare.model_dump_json(by_alias=True, exclude_none=True).encode()
@@ -82,7 +85,11 @@ class TerminationReport(StatusModel):
         tail = self.log_tail[-size:] if self.log_tail and size else None
         samples = [
             sample.model_copy(
-                update={"prompt": head(sample.prompt), "before": head(sample.before), "after": head(sample.after)}
+                update={
+                    "prompt": head(sample.prompt),
+                    "before": head(sample.before),
+                    "after": head(sample.after),
+                }
             )
             for sample in self.samples
         ]

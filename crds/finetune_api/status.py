@@ -70,6 +70,10 @@ class Progress(StatusModel):
     """100 x step / totalSteps, rounded down."""
     eta_seconds: NonNegativeInt | None = None
     """Seconds left at the present speed."""
+    display: ShortText | None = None
+    """`step/totalSteps percent%`, for the Progress column; the operator writes it."""
+    eta: ShortText | None = None
+    """`etaSeconds` as a person reads it, such as `1m20s`, for the ETA column; the operator writes it."""
     updated_at: ShortText | None = None
     """When this was measured."""
 
@@ -225,6 +229,10 @@ class FineTuneJobStatus(StatusModel):
     """When the operator took the job up."""
     completion_time: ShortText | None = None
     """When it succeeded or failed."""
+    method: ShortText | None = None
+    """`full`, `freeze`, `lora` or `qlora`."""
+    gpus: NonNegativeInt | None = None
+    """GPUs of all pods together."""
     attempt: NonNegativeInt | None = None
     """Training attempts so far."""
     config_hash: ShortText | None = None

@@ -1,0 +1,307 @@
+"""Every rule between fields, in one table: what cannot work, what is not supported yet, what a value must be.
+
+From this table come the CRD's CEL rules, the local validation, the compatibility page (docs/compatibility.md) and
+the tests that demand equal verdicts of both. A rule says when a spec is *refused*.
+
+The combinations that no trainer can run are those of peft, bitsandbytes and DeepSpeed themselves; each rule's
+message says what to do instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_api.predicates import (
+    Condition,
+    Custom,
+    Data,
+    MoreThan,
+    Not,
+    OneOf,
+    Present,
+    StartsWith,
+    both,
+    either,
+    lookup,
+)
+
+Kind = Literal["conflict", "invalid", "unsupported"]
+SPEC = ""
+SOURCES = "dataset.sources[]"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A refusal. ``field`` is the one to blame, relative to ``scope``."""
+
+    field: str
+    when: Condition
+    message: str
+    kind: Kind = "conflict"
+    scope: str = SPEC
+    cluster_only: bool = False
+    """True where ``finetune run`` may do what a cluster cannot."""
+
+    @property
+    def path(self) -> str:
+        """The field from the spec's root, as errors and the documentation name it."""
+        return f"{self.scope}.{self.field}" if self.scope else self.field
+
+
+def _micro_batch(data: Data) -> object:
+    return lookup(data, "hyperparameters.microBatchSize")
+
+
+def _bad_micro_batch(data: Data) -> bool:
+    value = _micro_batch(data)
+    return not (value == "auto" or (isinstance(value, int) and 1 <= value <= 1048576))
+
+
+def _devices(data: Data) -> int:
+    return int(lookup(data, "distributed.nodes")) * max(1, int(lookup(data, "distributed.gpusPerNode")))
+
+
+def _indivisible_batch(data: Data) -> bool:
+    micro = _micro_batch(data)
+    if not isinstance(micro, int) or micro < 1:
+        return False
+    return int(lookup(data, "hyperparameters.globalBatchSize")) % (micro * _devices(data)) != 0
+
+
+_FULL, _FREEZE, _LORA = Present("method.full"), Present("method.freeze"), Present("method.lora")
+_QUANTIZED = Present("quantization")
+_SHARDED = OneOf("distributed.strategy", ("zero3", "fsdp2"))
+_MICRO = "self.hyperparameters.microBatchSize"
+_DEVICES = "(self.distributed.nodes * (self.distributed.gpusPerNode > 0 ? self.distributed.gpusPerNode : 1))"
+
+CONFLICTS: tuple[Rule, ...] = (
+    Rule(
+        "method",
+        either(both(_FULL, _FREEZE), both(_FULL, _LORA), both(_FREEZE, _LORA)),
+        "set exactly one of full, freeze and lora",
+    ),
+    Rule(
+        "method",
+        both(Not(_FULL), Not(_FREEZE), Not(_LORA), Not(Present("quantization.bits"))),
+        "set one of full, freeze and lora, such as lora: {}",
+        "invalid",
+    ),
+    Rule(
+        "method.full",
+        both(_QUANTIZED, _FULL),
+        "quantized weights cannot be trained in full; use lora (4 bits and lora is QLoRA), or drop quantization",
+    ),
+    Rule(
+        "method.freeze",
+        both(_QUANTIZED, _FREEZE),
+        "quantized weights cannot be trained; use lora, or drop quantization",
+    ),
+    Rule(
+        "quantization.bits",
+        both(
+            OneOf("quantization.method", ("bitsandbytes",)),
+            Present("quantization.bits"),
+            Not(OneOf("quantization.bits", (4, 8))),
+        ),
+        "bitsandbytes has 4 and 8 bits",
+        "invalid",
+    ),
+    Rule(
+        "quantization.bits",
+        both(
+            _QUANTIZED,
+            OneOf("quantization.method", ("bitsandbytes", "hqq")),
+            Not(Present("quantization.bits")),
+        ),
+        "say how many bits, such as bits: 4",
+        "invalid",
+    ),
+    Rule(
+        "method.lora.dora",
+        both(
+            OneOf("method.lora.dora", (True,)),
+            _QUANTIZED,
+            Not(OneOf("quantization.method", ("bitsandbytes",))),
+        ),
+        "DoRA works on bitsandbytes' quantization alone",
+    ),
+    Rule(
+        "method.lora.init",
+        both(OneOf("method.lora.init", ("pissa", "olora")), _QUANTIZED),
+        "PiSSA and OLoRA start from the full weights, which a quantized base does not have; use init: default",
+    ),
+    Rule(
+        "distributed.strategy",
+        both(_SHARDED, OneOf("quantization.method", ("hqq", "gptq", "awq"))),
+        "ZeRO-3 and FSDP2 cannot shard hqq, gptq or awq weights; use ddp or zero2, or bitsandbytes with 4 bits",
+    ),
+    Rule(
+        "distributed.strategy",
+        both(_SHARDED, OneOf("quantization.method", ("bitsandbytes",)), OneOf("quantization.bits", (8,))),
+        "ZeRO-3 and FSDP2 cannot shard bitsandbytes' 8-bit weights; use 4 bits, or ddp or zero2",
+    ),
+    Rule(
+        "method.lora.init",
+        both(OneOf("method.lora.init", ("pissa", "olora")), OneOf("distributed.strategy", ("zero3",))),
+        "PiSSA and OLoRA need whole weights at the start, which ZeRO-3 shards; use init: default or zero2",
+    ),
+    Rule(
+        "acceleration.unsloth",
+        both(OneOf("acceleration.unsloth", (True,)), _SHARDED),
+        "Unsloth does not work with ZeRO-3 or FSDP2",
+    ),
+    Rule(
+        "quantization",
+        both(OneOf("precision", ("fp8",)), _QUANTIZED),
+        "fp8 needs a base that is not quantized",
+    ),
+    Rule(
+        "dataset.packing",
+        both(OneOf("dataset.packing", (True,)), OneOf("stage", ("dpo", "kto", "orpo", "rm"))),
+        "preference stages compare whole samples and cannot be packed",
+    ),
+    Rule(
+        "template.ref",
+        both(Present("template.ref"), Not(OneOf("template.name", ("auto",)))),
+        "set name or ref, not both",
+    ),
+    Rule(
+        "template.maskHistory",
+        both(OneOf("template.maskHistory", (True,)), OneOf("template.trainOnPrompt", (True,))),
+        "maskHistory trains less than every answer and trainOnPrompt more: choose one",
+    ),
+    Rule(
+        "hyperparameters.microBatchSize",
+        Custom(
+            _bad_micro_batch,
+            f"!({_MICRO} == 'auto' || (type({_MICRO}) == int && {_MICRO} >= 1 && {_MICRO} <= 1048576))",
+        ),
+        "must be a positive integer or auto",
+        "invalid",
+    ),
+    Rule(
+        "hyperparameters.globalBatchSize",
+        Custom(
+            _indivisible_batch,
+            f"type({_MICRO}) == int && {_MICRO} >= 1 && "
+            f"self.hyperparameters.globalBatchSize % ({_MICRO} * {_DEVICES}) != 0",
+        ),
+        "must be a multiple of microBatchSize x nodes x gpusPerNode",
+        "invalid",
+    ),
+    Rule(
+        "distributed.offload",
+        both(
+            OneOf("distributed.offload", ("optimizer", "parameters")),
+            OneOf("distributed.strategy", ("ddp", "fsdp2")),
+        ),
+        "offload is DeepSpeed's; use strategy zero2 or zero3",
+    ),
+    Rule(
+        "method.lora.targetModules",
+        Custom(
+            lambda data: "lm_head" in (lookup(data, "method.lora.targetModules") or []),
+            "has(self.method.lora) && 'lm_head' in self.method.lora.targetModules",
+        ),
+        "the output head cannot take an adapter, since the fused loss never runs it; put it into modulesToSave",
+    ),
+    Rule(
+        "model.source",
+        StartsWith("model.source", ("file://",)),
+        "file:// is this machine's disk, which pods do not have; use hf:// or pvc://, or finetune run",
+        "invalid",
+        cluster_only=True,
+    ),
+    Rule(
+        "uri",
+        StartsWith("uri", ("file://",)),
+        "file:// is this machine's disk, which pods do not have; use configmap://, pvc:// or hf://, or finetune run",
+        "invalid",
+        SOURCES,
+        cluster_only=True,
+    ),
+)
+
+
+def _later(field: str, when: Condition, what: str, scope: str = SPEC) -> Rule:
+    return Rule(field, when, f"not supported yet: {what}", "unsupported", scope)
+
+
+UNSUPPORTED: tuple[Rule, ...] = (
+    _later("stage", Not(OneOf("stage", ("sft",))), "only stage sft is"),
+    _later("model.source", StartsWith("model.source", ("s3://", "oci://")), "use hf:// or pvc://"),
+    _later(
+        "uri",
+        StartsWith("uri", ("s3://", "https://", "http://")),
+        "use hf://, pvc:// or configmap://",
+        SOURCES,
+    ),
+    _later("format", OneOf("format", ("text", "preference", "kto")), "use alpaca, sharegpt or openai", SOURCES),
+    _later("weight", Not(OneOf("weight", (1.0,))), "leave weight at 1", SOURCES),
+    _later("method.freeze", _FREEZE, "use full or lora"),
+    _later("method.lora.dora", OneOf("method.lora.dora", (True,)), "leave dora false"),
+    _later("method.lora.init", Not(either(OneOf("method.lora.init", ("default",)), Not(_LORA))), "use default"),
+    _later("method.lora.loraPlusRatio", Present("method.lora.loraPlusRatio"), "leave it unset"),
+    _later("quantization", _QUANTIZED, "leave quantization unset"),
+    _later("precision", OneOf("precision", ("fp16", "fp8")), "use bf16 or fp32"),
+    _later("template.ref", Present("template.ref"), "use a built-in template's name"),
+    _later("template.thinking", Not(OneOf("template.thinking", ("auto",))), "leave it auto"),
+    _later(
+        "acceleration.flashAttention",
+        OneOf("acceleration.flashAttention", ("fa2", "fa3", "flex")),
+        "use auto, sdpa or disabled",
+    ),
+    _later("acceleration.liger", OneOf("acceleration.liger", (True,)), "leave it false"),
+    _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),
+    _later("acceleration.compile", OneOf("acceleration.compile", (True,)), "leave it false"),
+    _later("acceleration.activationOffload", OneOf("acceleration.activationOffload", (True,)), "leave it false"),
+    _later(
+        "hyperparameters.microBatchSize",
+        Custom(lambda data: _micro_batch(data) == "auto", f"{_MICRO} == 'auto'"),
+        "give a number",
+    ),
+    _later("hyperparameters.optimizer", Not(OneOf("hyperparameters.optimizer", ("adamw",))), "use adamw"),
+    _later("distributed.nodes", MoreThan("distributed.nodes", 1), "use one node"),
+    _later("distributed.gpusPerNode", MoreThan("distributed.gpusPerNode", 1), "use at most one GPU"),
+    _later("distributed.strategy", Not(OneOf("distributed.strategy", ("auto",))), "leave it auto"),
+    _later("distributed.offload", Not(OneOf("distributed.offload", ("none",))), "leave it none"),
+    _later("distributed.deepspeed", Present("distributed.deepspeed"), "leave it unset"),
+    _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
+    _later("scheduling.queueName", Present("scheduling.queueName"), "leave it unset"),
+    _later("output.merge", Present("output.merge"), "merge the adapter with peft's merge_and_unload"),
+    _later("output.push", Present("output.push"), "fetch the result with finetune fetch"),
+    _later("tracking.tensorboard", Present("tracking.tensorboard"), "read progress.jsonl in the output"),
+    _later("tracking.mlflow", Present("tracking.mlflow"), "read progress.jsonl in the output"),
+    _later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
+    _later("runPolicy.suspend", OneOf("runPolicy.suspend", (True,)), "delete the job instead"),
+    _later("runPolicy.activeDeadlineSeconds", Present("runPolicy.activeDeadlineSeconds"), "leave it unset"),
+    _later("runPolicy.ttlSecondsAfterFinished", Present("runPolicy.ttlSecondsAfterFinished"), "leave it unset"),
+)
+
+RULES: tuple[Rule, ...] = CONFLICTS + UNSUPPORTED
+
+IMMUTABLE_FIELDS: tuple[str, ...] = (
+    "stage",
+    "model",
+    "dataset",
+    "method",
+    "quantization",
+    "precision",
+    "template",
+    "acceleration",
+    "hyperparameters",
+    "distributed",
+    "resources",
+    "output",
+    "evaluation",
+    "tracking",
+    "scheduling.profile",
+    "scheduling.nodeSelector",
+    "scheduling.tolerations",
+    "scheduling.priorityClassName",
+    "scheduling.schedulerName",
+)
+"""All of the spec but `runPolicy` and `scheduling.queueName`; a test holds this against the model."""
+
+IMMUTABLE_MESSAGE = "cannot be changed once the job is accepted; create another FineTuneJob"
