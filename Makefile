@@ -2,8 +2,6 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-# Whether this machine can be the embedded node: root on Debian or Ubuntu.
-NODE := $(shell hack/tiers node)
 
 .PHONY: help
 help: ## Show this list

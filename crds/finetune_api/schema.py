@@ -182,6 +182,8 @@ def model_schema(model: type[ApiModel], field: str) -> Schema:
     """
     whole = model.model_json_schema(by_alias=True, mode="validation")
     definitions = whole.get("$defs", {})
+    if "$ref" in whole:  # pydantic writes a model that refers to itself this way
+        whole = definitions[whole["$ref"].rpartition("/")[2]]
     return _convert(whole["properties"][field], definitions, (field,))
 
 

@@ -60,7 +60,7 @@ class DatasetSource(ApiModel):
     format: DatasetFormat = "alpaca"
     """Shape of a row. `alpaca`: instruction, input, output. `sharegpt`: conversations of from/value. `openai`:
     messages of role/content."""
-    columns: Annotated[dict[str, str], Field(max_length=32)] = {}
+    columns: Annotated[dict[str, ShortText], Field(max_length=32)] = {}
     """Names of the set's own columns by the format's names, such as `{instruction: question}`."""
     split: ShortText = "train"
     """Split of a hub data set; ignored where the URI names a file."""

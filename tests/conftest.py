@@ -1,0 +1,60 @@
+"""Tiers: a test's folder is its tier. A tier that this machine cannot run is named in the summary, with the reason."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TIERS = ("unit", "api", "e2e", "gpu")
+_NOT_RUN = pytest.StashKey[dict[str, tuple[int, str]]]()
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def tier_of(path: Path) -> str:
+    """The first folder below tests/."""
+    return path.relative_to(ROOT / "tests").parts[0]
+
+
+def why_not(tier: str) -> str:
+    """Why ``tier`` cannot run on this machine; empty where it can."""
+    if tier == "unit":
+        return ""
+    result = subprocess.run(
+        [str(ROOT / "hack/tiers"), "why-not", tier], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons: dict[str, str] = {}
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        tier = tier_of(item.path)
+        if tier != "unit":
+            item.add_marker(tier)
+        if tier not in reasons:
+            reasons[tier] = why_not(tier)
+        reason = reasons[tier]
+        (left_out if reason else kept).append(item)
+    kept.sort(key=lambda item: TIERS.index(tier_of(item.path)))  # the quick ones first: they say the most per second
+    not_run = {
+        tier: (sum(tier_of(item.path) == tier for item in left_out), reason)
+        for tier, reason in reasons.items()
+        if reason
+    }
+    config.stash[_NOT_RUN] = not_run
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for tier, (count, reason) in config.stash.get(_NOT_RUN, {}).items():
+        terminalreporter.write_line(f"tier {tier} NOT RUN ({count} tests): {reason}", yellow=True)

@@ -1,0 +1,212 @@
+"""Manifests for tests: a valid one, and one edit away from it every refusal that the API promises.
+
+The same cases go to pydantic and to a real API server; their verdicts must be equal.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+Manifest = dict[str, Any]
+DELETE = object()
+
+
+def finetunejob(name: str = "job", **edits: Any) -> Manifest:
+    """A valid FineTuneJob; ``edits`` are values by dotted path below spec, with ``__`` for dots."""
+    manifest: Manifest = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"source": "hf://org/model"},
+            "dataset": {"sources": [{"uri": "configmap://rows/rows.jsonl"}]},
+            "method": {"lora": {}},
+        },
+    }
+    for path, value in edits.items():
+        set_path(manifest["spec"], path.replace("__", "."), value)
+    return manifest
+
+
+def set_path(node: Any, path: str, value: Any) -> None:
+    """Set, or with DELETE remove, what ``path`` names; ``[n]`` is not needed, a number does as a part."""
+    *parents, last = path.split(".")
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+    if value is DELETE:
+        del node[last]
+    elif isinstance(node, list):
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+@dataclass(frozen=True)
+class Case:
+    """An edit of the valid manifest's spec and, where it is refused, a piece of the refusal."""
+
+    sentence: str
+    edits: dict[str, Any] = field(default_factory=dict)
+    refused: str | None = None
+
+    def manifest(self, name: str = "job") -> Manifest:
+        """The edited manifest."""
+        document = copy.deepcopy(finetunejob(name))
+        for path, value in self.edits.items():
+            set_path(document["spec"], path, copy.deepcopy(value))
+        return document
+
+
+SOURCE = "dataset.sources.0"
+LATER = "not supported yet"
+
+CASES: tuple[Case, ...] = (
+    Case("the smallest manifest is taken"),
+    Case("full parameters", {"method": {"full": {}}}),
+    Case(
+        "every field that is supported",
+        {
+            "stage": "sft",
+            "model": {
+                "source": "pvc://claim/dir",
+                "revision": "v1",
+                "trustRemoteCode": True,
+                "secretRef": {"name": "s"},
+            },
+            SOURCE: {
+                "uri": "hf://org/data/train.jsonl",
+                "format": "openai",
+                "columns": {"messages": "chat"},
+                "split": "train",
+                "weight": 1,
+                "secretRef": {"name": "s", "key": "k"},
+            },
+            "dataset.maxLength": 512,
+            "dataset.packing": True,
+            "dataset.validation": {"fraction": 0.1},
+            "method.lora": {"rank": 16, "alpha": 16, "dropout": 0.1, "targetModules": ["q_proj"], "rslora": True},
+            "precision": "fp32",
+            "template": {"name": "qwen", "system": "Be brief.", "maskHistory": True},
+            "acceleration": {"flashAttention": "sdpa", "gradientCheckpointing": True},
+            "hyperparameters": {"maxSteps": 10, "learningRate": 1e-3, "globalBatchSize": 4, "microBatchSize": 2},
+            "distributed": {"gpusPerNode": 1},
+            "resources": {"cpu": "500m", "memory": "4Gi"},
+            "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}], "schedulerName": "x"},
+            "output": {"claim": {"name": "mine"}, "checkpoint": {"everySteps": 5, "keep": 1}},
+            "evaluation": {"everySteps": 5, "prompts": ["Hello?"], "maxNewTokens": 8},
+            "runPolicy": {"backoffLimit": 0, "checkpointOnTerminationSeconds": 30},
+        },
+    ),
+    Case("integers where floats are meant", {"hyperparameters": {"epochs": 1, "weightDecay": 0}}),
+    # Types, bounds, unknown names.
+    Case("an unknown field", {"method.lora.rnak": 8}, "rnak"),
+    Case("an unknown field at the top", {"modle": {}}, "modle"),
+    Case("a missing model", {"model": DELETE}, "model"),
+    Case("a model without a source", {"model": {}}, "source"),
+    Case("no data", {"dataset.sources": []}, "sources"),
+    Case("an empty source path", {"model.source": "hf://"}, "model.source"),
+    Case("a model source without a scheme", {"model.source": "org/model"}, "model.source"),
+    Case("a local directory", {"model.source": "/models/x"}, "model.source"),
+    Case("a negative rank", {"method.lora.rank": -8}, "rank"),
+    Case("rank zero", {"method.lora.rank": 0}, "rank"),
+    Case("a rank that is a string", {"method.lora.rank": "8"}, "rank"),
+    Case("a rank that is a boolean", {"method.lora.rank": True}, "rank"),
+    Case("a boolean that is a string", {"dataset.packing": "true"}, "packing"),
+    Case("dropout of one", {"method.lora.dropout": 1.0}, "dropout"),
+    Case("a learning rate of zero", {"hyperparameters.learningRate": 0}, "learningRate"),
+    Case("an unknown precision", {"precision": "int8"}, "precision"),
+    Case("an unknown stage", {"stage": "ppo"}, "stage"),
+    Case("a maximal length too short", {"dataset.maxLength": 4}, "maxLength"),
+    Case("a validation share above a half", {"dataset.validation": {"fraction": 0.6}}, "fraction"),
+    Case("a malformed quantity", {"resources.memory": "4 GB"}, "memory"),
+    Case("a claim with capitals", {"output.claim": {"name": "Claim"}}, "name"),
+    Case("a prompt that is too long", {"evaluation.prompts": ["x" * 20000]}, "prompts"),
+    Case("no checkpoint kept", {"output.checkpoint.keep": 0}, "keep"),
+    # Rules between fields.
+    Case("both full and lora", {"method.full": {}}, "exactly one of full, freeze and lora"),
+    Case("no method", {"method": {}}, "set one of full, freeze and lora"),
+    Case("4 bits with full", {"method": {"full": {}}, "quantization": {"bits": 4}}, "cannot be trained in full"),
+    Case("4 bits with freeze", {"method": {"freeze": {}}, "quantization": {"bits": 4}}, "cannot be trained"),
+    Case("5 bits of bitsandbytes", {"quantization": {"bits": 5}}, "4 and 8"),
+    Case("7 bits", {"quantization": {"bits": 7}}, "bits"),
+    Case("quantization without bits", {"quantization": {}}, "how many bits"),
+    Case(
+        "8 bits under zero3",
+        {"quantization": {"bits": 8}, "distributed": {"strategy": "zero3"}},
+        "cannot shard bitsandbytes' 8-bit",
+    ),
+    Case(
+        "hqq under zero3",
+        {"quantization": {"method": "hqq", "bits": 4}, "distributed": {"strategy": "zero3"}},
+        "cannot shard hqq",
+    ),
+    Case(
+        "dora on hqq",
+        {"quantization": {"method": "hqq", "bits": 4}, "method.lora.dora": True},
+        "DoRA works on bitsandbytes",
+    ),
+    Case("pissa on 4 bits", {"quantization": {"bits": 4}, "method.lora.init": "pissa"}, "PiSSA"),
+    Case(
+        "pissa under zero3", {"method.lora.init": "pissa", "distributed": {"strategy": "zero3"}}, "need whole weights"
+    ),
+    Case("fp8 on 4 bits", {"quantization": {"bits": 4}, "precision": "fp8"}, "fp8 needs"),
+    Case("unsloth under zero3", {"acceleration.unsloth": True, "distributed": {"strategy": "zero3"}}, "Unsloth"),
+    Case("packed preferences", {"stage": "dpo", "dataset.packing": True}, "cannot be packed"),
+    Case("a template's name and ref", {"template": {"name": "qwen", "ref": "mine"}}, "not both"),
+    Case("two ways to mask", {"template": {"maskHistory": True, "trainOnPrompt": True}}, "choose one"),
+    Case("a micro-batch of zero", {"hyperparameters": {"microBatchSize": 0}}, "positive integer or auto"),
+    Case("a micro-batch that is a word", {"hyperparameters": {"microBatchSize": "big"}}, "positive integer or auto"),
+    Case(
+        "an indivisible batch",
+        {"hyperparameters": {"globalBatchSize": 8, "microBatchSize": 3}},
+        "multiple of microBatchSize",
+    ),
+    Case(
+        "an indivisible batch over nodes",
+        {"hyperparameters": {"globalBatchSize": 8}, "distributed": {"nodes": 3}},
+        "multiple of microBatchSize",
+    ),
+    Case("offload without zero", {"distributed": {"offload": "optimizer", "strategy": "ddp"}}, "offload is DeepSpeed"),
+    Case("an adapter on the output head", {"method.lora.targetModules": ["lm_head"]}, "output head"),
+    Case("a local model on a cluster", {"model.source": "file:///models/x"}, "file:// is this machine's disk"),
+    Case("local data on a cluster", {SOURCE: {"uri": "file:///rows.jsonl"}}, "file:// is this machine's disk"),
+    # Not supported yet.
+    Case("preference training", {"stage": "dpo"}, LATER),
+    Case("a model in an object store", {"model.source": "s3://bucket/model"}, LATER),
+    Case("a model as an artifact", {"model.source": "oci://registry/model:1"}, LATER),
+    Case("data over the web", {SOURCE: {"uri": "https://host/rows.jsonl"}}, LATER),
+    Case("plain text rows", {SOURCE: {"uri": "configmap://a/b", "format": "text"}}, LATER),
+    Case("a weighted source", {SOURCE: {"uri": "configmap://a/b", "weight": 2.5}}, LATER),
+    Case("freeze", {"method": {"freeze": {}}}, LATER),
+    Case("dora", {"method.lora.dora": True}, LATER),
+    Case("pissa", {"method.lora.init": "pissa"}, LATER),
+    Case("lora plus", {"method.lora.loraPlusRatio": 16}, LATER),
+    Case("qlora by bits alone", {"method": {}, "quantization": {"bits": 4}}, LATER),
+    Case("half precision", {"precision": "fp16"}, LATER),
+    Case("a template of one's own", {"template": {"ref": "mine"}}, LATER),
+    Case("thinking", {"template": {"thinking": "enabled"}}, LATER),
+    Case("flash attention 2 by name", {"acceleration": {"flashAttention": "fa2"}}, LATER),
+    Case("liger", {"acceleration": {"liger": True}}, LATER),
+    Case("unsloth", {"acceleration": {"unsloth": True}}, LATER),
+    Case("compile", {"acceleration": {"compile": True}}, LATER),
+    Case("offloaded activations", {"acceleration": {"activationOffload": True}}, LATER),
+    Case("an automatic micro-batch", {"hyperparameters": {"microBatchSize": "auto"}}, LATER),
+    Case("an 8-bit optimizer", {"hyperparameters": {"optimizer": "adamw8bit"}}, LATER),
+    Case("two nodes", {"distributed": {"nodes": 2}}, LATER),
+    Case("two GPUs", {"distributed": {"gpusPerNode": 2}}, LATER),
+    Case("a strategy", {"distributed": {"strategy": "zero2"}}, LATER),
+    Case("offload", {"distributed": {"strategy": "zero2", "offload": "optimizer"}}, LATER),
+    Case("raw deepspeed", {"distributed": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, LATER),
+    Case("sequence parallelism", {"distributed": {"sequenceParallel": 2}}, LATER),
+    Case("a queue", {"scheduling": {"queueName": "q"}}, LATER),
+    Case("a merge", {"output": {"merge": {}}}, LATER),
+    Case("a push", {"output": {"push": {"uri": "hf://org/tuned"}}}, LATER),
+    Case("tensorboard", {"tracking": {"tensorboard": {}}}, LATER),
+    Case("mlflow", {"tracking": {"mlflow": {"uri": "x"}}}, LATER),
+    Case("wandb", {"tracking": {"wandb": {}}}, LATER),
+    Case("suspension", {"runPolicy": {"suspend": True}}, LATER),
+    Case("a deadline", {"runPolicy": {"activeDeadlineSeconds": 60}}, LATER),
+    Case("a time to live", {"runPolicy": {"ttlSecondsAfterFinished": 60}}, LATER),
+)
