@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.alias_generators import to_camel
 
 GROUP = "finetune.dev"
@@ -28,6 +28,14 @@ class ApiModel(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_unset(cls, value: Any) -> Any:
+        """As the API server prunes nulls before it fills in defaults."""
+        if isinstance(value, dict):
+            return {key: item for key, item in value.items() if item is not None}
+        return value
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a manifest: camelCase keys, unset optional fields left out."""

@@ -218,6 +218,8 @@ def _convert(node: Schema, definitions: dict[str, Schema], trail: tuple[str, ...
             out[key] = value
         elif key not in _DROPPED:
             raise SchemaError(f"{'.'.join(trail)} uses {key!r}, which a structural schema has not")
+    if "default" in out:
+        out["default"] = _without_nulls(out["default"])
     if "description" in out:
         out["description"] = " ".join(out["description"].split())
     if "type" not in out and "x-kubernetes-int-or-string" not in out:
@@ -234,6 +236,12 @@ def _without_null(node: Schema, trail: tuple[str, ...]) -> Schema:
     if "default" in rest and rest["default"] is None:
         del rest["default"]
     return {**members[0], **rest}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def _node_at(spec: Schema, path: str) -> Schema:

@@ -53,9 +53,9 @@ class Case:
 
     def manifest(self, name: str = "job") -> Manifest:
         """The edited manifest."""
-        document = copy.deepcopy(finetunejob(name))
+        document = finetunejob(name)
         for path, value in self.edits.items():
-            set_path(document["spec"], path, copy.deepcopy(value))
+            set_path(document["spec"], path, value if value is DELETE else copy.deepcopy(value))
         return document
 
 
