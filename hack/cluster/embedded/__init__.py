@@ -1,0 +1,1 @@
+"""A one-node Kubernetes of the real programs, for the demo and the tests."""

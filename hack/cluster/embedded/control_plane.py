@@ -1,0 +1,121 @@
+"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler."""
+
+from __future__ import annotations
+
+import ssl
+import urllib.request
+from pathlib import Path
+
+from embedded.build import program
+from embedded.layout import POD_CIDR, SERVICE_CIDR, Layout
+from embedded.processes import Processes
+
+
+def api_ready(layout: Layout) -> bool:
+    """Whether the API server says that it is ready."""
+    try:
+        context = ssl.create_default_context(cafile=str(layout.pki / "ca.crt"))
+        context.load_cert_chain(layout.pki / "admin.crt", layout.pki / "admin.key")
+        with urllib.request.urlopen(f"{layout.api_url}/readyz", context=context, timeout=3) as answer:
+            return bool(answer.read() == b"ok")
+    except (OSError, ValueError):
+        return False
+
+
+def start_control_plane(layout: Layout, processes: Processes, *, controllers: bool) -> None:
+    """Start the store and the API server, and with ``controllers`` what acts on objects."""
+    _start_etcd(layout, processes)
+    _start_api_server(layout, processes)
+    if controllers:
+        _start_controllers(layout, processes)
+
+
+def _start_etcd(layout: Layout, processes: Processes) -> None:
+    client = f"https://127.0.0.1:{layout.etcd_port}"
+    peer = f"http://127.0.0.1:{layout.etcd_peer_port}"
+    processes.start(
+        "etcd",
+        [
+            program("etcd"),
+            f"--data-dir={layout.state / 'etcd'}",
+            "--name=node",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=node={peer}",
+            f"--cert-file={layout.pki / 'etcd.crt'}",
+            f"--key-file={layout.pki / 'etcd.key'}",
+            f"--trusted-ca-file={layout.pki / 'ca.crt'}",
+            "--client-cert-auth",
+            "--unsafe-no-fsync",  # the cluster is made anew after a crash; it need not survive one
+            "--log-level=warn",
+        ],
+    )
+
+
+def _start_api_server(layout: Layout, processes: Processes) -> None:
+    pki = layout.pki
+    processes.start(
+        "kube-apiserver",
+        [
+            program("kube-apiserver"),
+            f"--bind-address={layout.address}",
+            f"--advertise-address={layout.address}",
+            f"--secure-port={layout.api_port}",
+            f"--etcd-servers=https://127.0.0.1:{layout.etcd_port}",
+            f"--etcd-cafile={pki / 'ca.crt'}",
+            f"--etcd-certfile={pki / 'apiserver-etcd.crt'}",
+            f"--etcd-keyfile={pki / 'apiserver-etcd.key'}",
+            f"--client-ca-file={pki / 'ca.crt'}",
+            f"--tls-cert-file={pki / 'apiserver.crt'}",
+            f"--tls-private-key-file={pki / 'apiserver.key'}",
+            f"--kubelet-certificate-authority={pki / 'ca.crt'}",
+            f"--kubelet-client-certificate={pki / 'apiserver-kubelet.crt'}",
+            f"--kubelet-client-key={pki / 'apiserver-kubelet.key'}",
+            "--kubelet-preferred-address-types=InternalIP",
+            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+            f"--service-account-key-file={pki / 'sa.pub'}",
+            f"--service-account-signing-key-file={pki / 'sa.key'}",
+            f"--service-cluster-ip-range={SERVICE_CIDR}",
+            "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
+            "--anonymous-auth=false",
+            "--profiling=false",
+            # On loopback, the control plane alone: the endpoint of the kubernetes Service has no use.
+            *(["--endpoint-reconciler-type=none"] if layout.address.startswith("127.") else []),
+        ],
+    )
+    processes.wait_for("kube-apiserver", lambda: api_ready(layout), seconds=90)
+
+
+def _start_controllers(layout: Layout, processes: Processes) -> None:
+    pki = layout.pki
+    for name, port, extra in (
+        (
+            "kube-controller-manager",
+            10257,
+            [
+                f"--root-ca-file={pki / 'ca.crt'}",
+                f"--service-account-private-key-file={pki / 'sa.key'}",
+                "--use-service-account-credentials",
+                f"--cluster-cidr={POD_CIDR}",
+            ],
+        ),
+        ("kube-scheduler", 10259, []),
+    ):
+        kubeconfig = pki / f"{name}.kubeconfig"
+        processes.start(
+            name,
+            [
+                program(name),
+                f"--kubeconfig={kubeconfig}",
+                f"--authentication-kubeconfig={kubeconfig}",
+                f"--authorization-kubeconfig={kubeconfig}",
+                "--bind-address=127.0.0.1",
+                f"--secure-port={port}",
+                "--leader-elect=false",
+                f"--cert-dir={Path(layout.state) / 'run'}",
+                *extra,
+            ],
+        )

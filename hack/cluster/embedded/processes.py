@@ -1,0 +1,115 @@
+"""Long-lived programs: started apart from the shell, remembered by pid and start time, ended by us alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from embedded.layout import Layout
+
+
+class ClusterError(RuntimeError):
+    """Something of the cluster does not work; the message says what and where to look."""
+
+
+def _start_time(pid: int) -> str | None:
+    """Clock ticks since boot at which ``pid`` started: with the pid it names a process for good."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+class Processes:
+    """The programs of one cluster, by name."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def _record(self, name: str) -> Path:
+        return self._layout.run / f"{name}.json"
+
+    def start(self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> None:
+        """Start ``command`` as ``name`` in a session of its own, its output in logs/NAME.log."""
+        self._layout.run.mkdir(parents=True, exist_ok=True)
+        self._layout.logs.mkdir(parents=True, exist_ok=True)
+        with (self._layout.logs / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self._layout.state,
+                env={**os.environ, **(environment or {})},
+            )
+        self._record(name).write_text(json.dumps({"pid": process.pid, "start": _start_time(process.pid)}))
+
+    def pid(self, name: str) -> int | None:
+        """Pid of ``name`` while it runs and is the process we started."""
+        try:
+            record = json.loads(self._record(name).read_text())
+        except (OSError, ValueError):
+            return None
+        alive = record["start"] is not None and _start_time(record["pid"]) == record["start"]
+        return int(record["pid"]) if alive else None
+
+    def names(self) -> list[str]:
+        """Every program that was started and not yet stopped."""
+        return sorted(path.stem for path in self._layout.run.glob("*.json"))
+
+    def stop(self, name: str, *, grace_seconds: float = 10.0) -> None:
+        """End ``name``: SIGTERM, and SIGKILL when the grace is over."""
+        pid = self.pid(name)
+        if pid is not None:
+            end_process(pid, grace_seconds=grace_seconds)
+        self._record(name).unlink(missing_ok=True)
+
+    def tail(self, name: str, lines: int = 15) -> str:
+        """Last lines of a program's log."""
+        try:
+            text = (self._layout.logs / f"{name}.log").read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def wait_for(self, name: str, ready: Callable[[], bool], *, seconds: float) -> None:
+        """Wait until ``ready()``.
+
+        Raises:
+            ClusterError: the program ended, or was not ready in time; its last log lines are in the message.
+        """
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if self.pid(name) is None:
+                raise ClusterError(f"{name} ended at its start:\n{self.tail(name)}")
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{name} was not ready after {seconds:.0f} s:\n{self.tail(name)}")
+            time.sleep(0.1)
+
+
+def end_process(pid: int, *, grace_seconds: float) -> None:
+    """SIGTERM, wait on the process itself, SIGKILL after ``grace_seconds``."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        if not poller.poll(grace_seconds * 1000):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            poller.poll(10_000)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(handle)

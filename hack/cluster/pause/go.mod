@@ -1,0 +1,3 @@
+module finetune.dev/cluster/pause
+
+go 1.24.0
