@@ -8,6 +8,7 @@ from finetune_api.base import API_VERSION
 from finetune_api.failures import EXIT_REASONS, REASONS
 from finetune_api.profile import CacheSpec
 from finetune_api.running import ClaimSpec
+
 from finetune_operator.core import names
 from finetune_operator.core.plan import CONFIG_FILE, Plan
 from finetune_operator.core.pods import CONTAINER, pod_template
@@ -94,9 +95,7 @@ def service(plan: Plan) -> Body:
 def prepare_job(plan: Plan, *, config: str, progress_url: str) -> Body:
     """The prepare Job. It repeats itself: the Job's own controller retries what a retry can mend, and a pod that
     the cluster took away costs no retry."""
-    template = pod_template(
-        plan, component=names.PREPARE, config_map=config, attempt=0, progress_url=progress_url
-    )
+    template = pod_template(plan, component=names.PREPARE, config_map=config, attempt=0, progress_url=progress_url)
     spec = {
         "backoffLimit": plan.job.spec.run_policy.backoff_limit,
         "podFailurePolicy": {
@@ -118,9 +117,7 @@ def train_job(plan: Plan, *, attempt: int, config: str, progress_url: str) -> Bo
     ``runPolicy.backoffLimit``.
     """
     nodes = plan.job.spec.distributed.nodes
-    template = pod_template(
-        plan, component=names.TRAIN, config_map=config, attempt=attempt, progress_url=progress_url
-    )
+    template = pod_template(plan, component=names.TRAIN, config_map=config, attempt=attempt, progress_url=progress_url)
     spec = {
         "backoffLimit": 0,
         "completionMode": "Indexed",

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob
 from finetune_api.profile import TrainingProfileSpec
-from finetune_api.training import SecretKeyRef
 from finetune_api.trainer_config import (
     JobIdentity,
     Paths,
@@ -20,7 +19,9 @@ from finetune_api.trainer_config import (
     TrainerConfig,
     resolve_config,
 )
+from finetune_api.training import SecretKeyRef
 from finetune_api.uris import Uri, parse_uri
+
 from finetune_operator.core import names
 
 CONFIG_MOUNT = "/finetune/config"

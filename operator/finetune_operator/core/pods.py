@@ -16,6 +16,7 @@ from finetune_api.trainer_config import (
     PROGRESS_TOKEN_FILE_ENV,
     PROGRESS_URL_ENV,
 )
+
 from finetune_operator.core import names
 from finetune_operator.core.plan import CACHE_MOUNT, CONFIG_FILE, CONFIG_MOUNT, VOLUME_MOUNT, Plan
 
@@ -190,9 +191,7 @@ def _mounts(plan: Plan) -> list[dict[str, Any]]:
         {"name": by_claim[plan.output_claim], "mountPath": VOLUME_MOUNT},
     ]
     mounts += [{"name": by_claim[m.claim], "mountPath": m.mount, "readOnly": True} for m in plan.claims]
-    mounts += [
-        {"name": f"source-{i}", "mountPath": m.mount, "readOnly": True} for i, m in enumerate(plan.config_maps)
-    ]
+    mounts += [{"name": f"source-{i}", "mountPath": m.mount, "readOnly": True} for i, m in enumerate(plan.config_maps)]
     return mounts
 
 
