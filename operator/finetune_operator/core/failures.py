@@ -100,7 +100,7 @@ def of_pod(pod: Body, *, attempt: int) -> Failure:
     }
     disruption = _disruption(pod)
     said = report.message if report else None
-    if _in_contract(code):
+    if code is not None and _in_contract(code):
         reason = reason_of_exit_code(code)
         if reason is R.INTERRUPTED:
             return failure(disruption or R.INTERRUPTED, _interrupted(pod, disruption, report), **known)
@@ -119,8 +119,8 @@ def of_pod(pod: Body, *, attempt: int) -> Failure:
     return failure(R.TRAINER_CRASH, _advise(R.TRAINER_CRASH, what), **known)
 
 
-def _in_contract(code: int | None) -> bool:
-    return code is not None and code != ExitCode.TRAINER_CRASH and code in {int(c) for c in ExitCode} - {0}
+def _in_contract(code: int) -> bool:
+    return code != ExitCode.TRAINER_CRASH and code in {int(c) for c in ExitCode} - {0}
 
 
 def _disruption(pod: Body) -> FailureReason | None:

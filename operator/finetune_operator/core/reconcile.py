@@ -67,11 +67,25 @@ def decide(body: Body, observed: Observed, now: datetime, settings: CoreSettings
     return _Reconciliation(body, observed, now, settings).decide()
 
 
+def refuse(body: Body, message: str, now: datetime, *, final: bool) -> FineTuneJobStatus:
+    """The status where the API server will not have what we apply: an end where the spec is to blame, else a wait
+    that says what stands in the way, such as a quota."""
+    run = _Reconciliation(body, Observed(), now, None)
+    if final:
+        run.fail(
+            failures.failure(R.SPEC_INVALID, f"The API server refuses what the spec asks for: {message}", attempt=0)
+        )
+    else:
+        run.wait(run.before.phase or "Pending", "Refused", f"The API server refuses: {message}", None)
+    return run.decision().status
+
+
 class _Reconciliation:
     """One run of :func:`decide`: gathers effects while it walks through the job's life."""
 
-    def __init__(self, body: Body, observed: Observed, now: datetime, settings: CoreSettings) -> None:
-        self.body, self.observed, self.now, self.settings = body, observed, now, settings
+    def __init__(self, body: Body, observed: Observed, now: datetime, settings: CoreSettings | None) -> None:
+        self.body, self.observed, self.now = body, observed, now
+        self._settings = settings
         self.before = FineTuneJobStatus.model_validate(body.get("status") or {})
         self.generation: int | None = body["metadata"].get("generation")
         self.status = self.before.model_copy(update={"observed_generation": self.generation})
@@ -81,6 +95,12 @@ class _Reconciliation:
         self.deleted: list[str] = []
         self.notes: list[Note] = []
         self.requeue: float | None = None
+
+    @property
+    def settings(self) -> CoreSettings:
+        if self._settings is None:
+            raise AssertionError("a refusal decides nothing that depends on settings")
+        return self._settings
 
     def decide(self) -> Decision:
         if is_deleted(self.body):
@@ -115,7 +135,7 @@ class _Reconciliation:
         accepted = self.conditions.holds("Accepted")
         job = self.parse(rules=not accepted)
         profile = self.profile(job)
-        snapshot = profile.model_dump_json(by_alias=True, exclude_defaults=True)
+        snapshot = profile.model_dump_json(by_alias=True, exclude_none=True)
         if len(snapshot) > _PROFILE_CHARACTERS:
             raise Refused(
                 R.NOT_ALLOWED,
@@ -143,7 +163,7 @@ class _Reconciliation:
     def parse(self, *, rules: bool) -> FineTuneJob:
         """The FineTuneJob. Rules between fields bind when it is taken up, not when an operator with more rules
         finds it half done."""
-        document = {key: self.body[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in self.body}
+        document: Body = {key: self.body[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in self.body}
         try:
             if rules and (findings := validate_manifest(document)):
                 raise Refused(R.SPEC_INVALID, "; ".join(str(finding) for finding in findings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 from finetune_api.reports import ProgressReport, TerminationReport
@@ -59,6 +60,10 @@ def shown(progress: Progress, now: datetime) -> Progress:
         "eta": None if progress.eta_seconds is None else times.spoken(progress.eta_seconds),
         "updated_at": progress.updated_at or times.stamp(now),
     }
+    # JSON knows no NaN; a loss that is none ends the attempt with NonFiniteLoss, which says more than a number.
+    for name, value in progress:
+        if isinstance(value, float) and not math.isfinite(value):
+            update[name] = None
     return progress.model_copy(update=update)
 
 

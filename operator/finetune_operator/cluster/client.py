@@ -1,0 +1,137 @@
+"""One client of the API server. The only module that imports ``kubernetes``.
+
+It speaks REST by path rather than through the generated classes: those validate what they read against one version
+of Kubernetes and drop the fields of a newer one. Authentication, TLS and connections are the library's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from finetune_operator.cluster.errors import ApiError
+
+Body = dict[str, Any]
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+REQUEST_SECONDS = 20.0
+PAGE = 500
+_config: Any = config
+"""The library's loaders carry no types."""
+
+_PATHS = {
+    ("v1", "ConfigMap"): ("api/v1", "configmaps"),
+    ("v1", "PersistentVolumeClaim"): ("api/v1", "persistentvolumeclaims"),
+    ("v1", "Service"): ("api/v1", "services"),
+    ("v1", "Secret"): ("api/v1", "secrets"),
+    ("batch/v1", "Job"): ("apis/batch/v1", "jobs"),
+}
+
+
+def path_of(group: str, plural: str, namespace: str | None = None, name: str | None = None, sub: str = "") -> str:
+    """``/apis/batch/v1/namespaces/default/jobs/name/status`` and the like."""
+    parts = [group, *(["namespaces", namespace] if namespace else []), plural, *([name] if name else [])]
+    return "/" + "/".join(quote(part, safe="/") for part in parts) + (f"/{sub}" if sub else "")
+
+
+def object_path(body: Body, *, collection: bool = False) -> str:
+    """Path of ``body``, or of the collection it belongs to."""
+    group, plural = _PATHS[body["apiVersion"], body["kind"]]
+    meta = body["metadata"]
+    return path_of(group, plural, meta["namespace"], None if collection else meta["name"])
+
+
+class ApiClient:
+    """Requests with time-outs, and when the API server last answered."""
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+        self.last_contact = time.monotonic()
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """Connect with the pod's service account, or with the kubeconfig where there is none.
+
+        Raises:
+            ApiError: neither is there, or the kubeconfig is broken.
+        """
+        settings = client.Configuration()
+        try:
+            if (SERVICE_ACCOUNT / "token").exists():
+                _config.load_incluster_config(client_configuration=settings)
+            else:
+                await _config.load_kube_config(client_configuration=settings)
+        except config.ConfigException as error:
+            raise ApiError(0, str(error), what="no credentials for an API server") from error
+        settings.connection_pool_maxsize = 32
+        return cls(client.ApiClient(configuration=settings))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, Any] | None = None,
+        body: Body | None = None,
+        content_type: str = "application/json",
+        timeout: float = REQUEST_SECONDS,  # noqa: ASYNC109 - the HTTP library's own, which also covers connecting
+    ) -> Body:
+        """One call.
+
+        Raises:
+            ApiError: an answer of 400 and above, or none within ``timeout`` seconds.
+        """
+        what = f"{method} {path}"
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        parameters = await self._api.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = await self._api.call_api(*parameters, _request_timeout=timeout)
+            data = await response.read()
+        except client.ApiException as error:
+            self.last_contact = time.monotonic()
+            raise ApiError(error.status, _message(error.body, str(error.reason)), what=what) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiError(0, f"no answer: {error!r}", what=what) from error
+        self.last_contact = time.monotonic()
+        if response.status >= 400:
+            raise ApiError(response.status, _message(data, response.reason), what=what)
+        parsed: Body = json.loads(data) if data else {}
+        return parsed
+
+    async def list_all(self, path: str, query: dict[str, Any] | None = None) -> list[Body]:
+        """All items of a collection, page by page."""
+        items: list[Body] = []
+        following: dict[str, Any] = {"limit": PAGE}
+        while True:
+            page = await self.request("GET", path, query={**(query or {}), **following})
+            items += page.get("items") or []
+            token = page.get("metadata", {}).get("continue")
+            if not token:
+                return items
+            following["continue"] = token
+
+
+def _message(data: bytes | str | None, reason: str | None) -> str:
+    try:
+        told = json.loads(data or "{}").get("message")
+    except (ValueError, AttributeError):
+        told = None
+    return str(told or reason or "refused")

@@ -1,0 +1,80 @@
+"""kopf: what is watched. Every event only says which job to look at; :mod:`finetune_operator.reconciler` looks.
+
+``on.event`` alone: no finalizers, no annotations of kopf's in users' objects, no state that could be stale, and
+nothing that blocks deletion while the operator is down.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import kopf
+from finetune_api.base import GROUP, VERSION
+
+from finetune_operator.core import names
+from finetune_operator.reconciler import Reconciler
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+def make_registry(reconciler: Reconciler) -> kopf.OperatorRegistry:
+    """Handlers that feed ``reconciler``."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> Any:
+        return _service_account() or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(GROUP, VERSION, "finetunejobs", registry=registry)
+    async def finetunejob(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's name
+        reconciler.saw_job(_plain(body), deleted=type == "DELETED")
+
+    @kopf.on.event("batch", "v1", "jobs", labels={names.JOB_LABEL: kopf.PRESENT}, registry=registry)
+    async def job(body: kopf.Body, **_: Any) -> None:
+        reconciler.saw_child(_plain(body))
+
+    @kopf.on.event("", "v1", "pods", labels={names.JOB_LABEL: kopf.PRESENT}, registry=registry)
+    async def pod(body: kopf.Body, **_: Any) -> None:
+        reconciler.saw_child({"kind": "Pod", **_plain(body)})
+
+    return registry
+
+
+def make_settings() -> kopf.OperatorSettings:
+    """kopf's settings: bounded watches, nothing posted, nothing stored."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # needs no right to list CRDs and namespaces
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.connect_timeout = 30
+    settings.watching.chunk_size = 500
+    settings.watching.label_selectors["batch", "v1", "jobs"] = names.JOB_LABEL
+    settings.watching.label_selectors["", "v1", "pods"] = names.JOB_LABEL
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    # Nothing is written by these today; should a change handler come, its state stays under our prefix.
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.DOMAIN)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.DOMAIN)
+    settings.persistence.finalizer = f"{names.DOMAIN}/finalizer"
+    return settings
+
+
+def _service_account() -> kopf.ConnectionInfo | None:
+    """As kopf's own, but by the address that the kubelet gives: it needs no DNS."""
+    token = SERVICE_ACCOUNT / "token"
+    if not token.exists():
+        return None
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    address = f"[{host}]" if ":" in host else host
+    return kopf.ConnectionInfo(
+        server=f"https://{address}:{port}",
+        ca_path=str(SERVICE_ACCOUNT / "ca.crt"),
+        token=token.read_text().strip(),
+    )
+
+
+def _plain(body: kopf.Body) -> dict[str, Any]:
+    return dict(body)

@@ -1,0 +1,250 @@
+"""Joins the pure decisions to the cluster: observe, decide, apply, write, delete, tell.
+
+What it remembers is only ever an optimization or a courtesy: how far a job was when it was last heard of, pods that
+ended and were removed before anyone could ask why, progress that is not written yet. Without it the same happens
+later or with a less precise word.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_api.job import ObjectMeta
+from finetune_api.profile import TrainingProfile
+from finetune_api.reports import ProgressReport
+
+from finetune_operator.cluster.errors import CONFLICT, FORBIDDEN, UNPROCESSABLE, ApiError
+from finetune_operator.cluster.objects import Cluster
+from finetune_operator.core import names
+from finetune_operator.core.children import Observed
+from finetune_operator.core.decision import Decision, Note
+from finetune_operator.core.patches import status_patch
+from finetune_operator.core.reconcile import FINAL, decide, needs_profile, refuse
+from finetune_operator.core.settings import CoreSettings
+from finetune_operator.core.waiting import wants_events
+from finetune_operator.metrics import Metrics
+from finetune_operator.work_queue import WorkQueue
+
+Body = dict[str, Any]
+Key = tuple[str, str]
+"""Namespace and name of a FineTuneJob."""
+ENDED_PODS = 256
+"""Jobs whose ended pods are remembered."""
+_SOON = 0.2
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A FineTuneJob as it was last heard of."""
+
+    uid: str
+    phase: str
+    attempt: int
+
+
+class Reconciler:
+    """One for the whole operator; :meth:`reconcile` is called by the queue, once at a time for each job."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: CoreSettings,
+        *,
+        authority: Callable[[], str | None],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.cluster, self.settings = cluster, settings
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.known: dict[Key, Known] = {}
+        self.metrics = Metrics(lambda: (known.phase for known in self.known.values()))
+        self._authority, self._clock = authority, clock
+        self._told: dict[str, str] = {}  # the authority that each namespace was told
+        self._ended: OrderedDict[Key, dict[str, Body]] = OrderedDict()
+        self._progress: dict[Key, ProgressReport] = {}
+        self._progress_written: dict[Key, float] = {}
+        self._own_versions: dict[Key, str] = {}
+
+    # -- what is heard -----------------------------------------------------------------------------------------
+
+    def saw_job(self, body: Body, *, deleted: bool = False) -> None:
+        """A FineTuneJob was listed, changed or deleted."""
+        meta = body["metadata"]
+        key = (meta["namespace"], meta["name"])
+        if deleted:
+            self.forget(key)
+            return
+        status = body.get("status") or {}
+        self.known[key] = Known(meta["uid"], status.get("phase") or "Pending", status.get("attempt") or 0)
+        if self._own_versions.get(key) != meta.get("resourceVersion"):  # else it is what we wrote ourselves
+            self.queue.add(key)
+
+    def saw_child(self, body: Body) -> None:
+        """A Job or pod with our label was listed, changed or deleted."""
+        key = names.job_of(body)
+        if key is None:
+            return
+        if body.get("kind") == "Pod" and body.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+            self._ended.setdefault(key, {})[body["metadata"]["uid"]] = body
+            self._ended.move_to_end(key)
+            while len(self._ended) > ENDED_PODS:
+                self._ended.popitem(last=False)
+        self.queue.add(key)
+
+    def forget(self, key: Key) -> None:
+        """The job is gone."""
+        for memory in (self.known, self._ended, self._progress, self._progress_written, self._own_versions):
+            memory.pop(key, None)
+
+    async def job_known(self, key: Key) -> Known | None:
+        """What is known of a job, asking the API server where we have not heard of it yet."""
+        if key not in self.known:
+            body = await self.cluster.finetunejob(*key)
+            if body is not None:
+                self.saw_job(body)
+        return self.known.get(key)
+
+    def submit(self, key: Key, report: ProgressReport) -> None:
+        """Progress of a job's current attempt; it is written at once or, after another, when the interval is over."""
+        self._progress[key] = report
+        self.queue.add_after(key, self._progress_due_in(key))
+
+    async def resync(self) -> None:
+        """Look at every job, in case a watch missed something."""
+        bodies = await self.cluster.finetunejobs()
+        listed = {(body["metadata"]["namespace"], body["metadata"]["name"]) for body in bodies}
+        for key in self.known.keys() - listed:
+            self.queue.add(key)
+        for body in bodies:
+            self.saw_job(body)
+            if (body.get("status") or {}).get("phase") not in FINAL:
+                self.queue.add((body["metadata"]["namespace"], body["metadata"]["name"]))
+
+    # -- what is done ------------------------------------------------------------------------------------------
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring one job on; gives the seconds until time alone may change something."""
+        with self.metrics.reconcile_seconds.time():
+            try:
+                return await self._reconcile(key)
+            except Exception:
+                self.metrics.reconcile_errors.inc()
+                raise
+
+    async def _reconcile(self, key: Key) -> float | None:
+        body = await self.cluster.finetunejob(*key)
+        if body is None:
+            self.forget(key)
+            return None
+        now = self._clock()
+        observed = await self._observe(key, body, now)
+        decision = decide(body, observed, now, self.settings)
+        try:
+            for item in decision.apply:
+                await self.cluster.apply(item)
+        except ApiError as error:
+            await self._refused(key, body, error, now)
+            raise
+        if observed.authority is not None and decision.apply:
+            self._told[key[0]] = observed.authority
+        try:
+            written = await self._write(key, body, decision, observed)
+        except ApiError as error:
+            if error.status == CONFLICT:  # the job changed since it was read: decide anew
+                return _SOON
+            raise
+        for name in decision.delete_jobs:
+            await self.cluster.delete_job(key[0], name)
+        await self._tell(written or body, decision)
+        return self._due_again(key, decision)
+
+    async def _observe(self, key: Key, body: Body, now: datetime) -> Observed:
+        # Jobs before pods: a Job that is complete then has its pods' last words in a list that is newer.
+        jobs = await self.cluster.jobs(*key)
+        pods = await self.cluster.pods(*key)
+        live = {pod["metadata"]["uid"] for pod in pods}
+        pods += [pod for uid, pod in self._ended.get(key, {}).items() if uid not in live]
+        uids = [] if (body.get("status") or {}).get("phase") in FINAL else wants_events(jobs, pods, now)
+        profile = None
+        if needs_profile(body):
+            name = ((body.get("spec") or {}).get("scheduling") or {}).get("profile") or "default"
+            found = await self.cluster.profile(name)
+            profile = TrainingProfile.model_validate({**found, "metadata": _metadata(found)}).spec if found else None
+        authority = self._authority()
+        return Observed(
+            jobs=jobs,
+            pods=pods,
+            events=await self.cluster.events_of(key[0], uids) if uids else (),
+            profile=profile,
+            progress=self._progress.get(key) if self._progress_due_in(key) <= 0 else None,
+            authority=authority if self._told.get(key[0]) != authority else None,
+        )
+
+    async def _write(self, key: Key, body: Body, decision: Decision, observed: Observed) -> Body | None:
+        patch = status_patch(body.get("status") or {}, decision.status)
+        written = None
+        if patch is not None:
+            written = await self.cluster.patch_status(body, patch)
+            self.metrics.status_writes.inc()
+            self._own_versions[key] = written["metadata"]["resourceVersion"]
+            self.saw_job(written)
+        if observed.progress is not None:
+            if self._progress.get(key) is observed.progress:
+                del self._progress[key]
+            self._progress_written[key] = time.monotonic()
+        return written
+
+    async def _tell(self, body: Body, decision: Decision) -> None:
+        for note in decision.notes:
+            logger.info("%s: %s", note.reason, note.message, extra={"job": _job(body)})
+            self._count(note, decision)
+            try:
+                await self.cluster.tell(body, note)
+            except ApiError as error:  # an event is a courtesy; the status holds the truth
+                logger.warning("event %s is lost: %s", note.reason, error, extra={"job": _job(body)})
+        if any(item["kind"] == "Job" and names.ATTEMPT_LABEL in item["metadata"]["labels"] for item in decision.apply):
+            self.metrics.attempts.inc()
+
+    def _count(self, note: Note, decision: Decision) -> None:
+        if note.reason in ("Failed", "Retrying") and decision.status.failure:
+            self.metrics.failures.labels(reason=decision.status.failure.reason).inc()
+
+    async def _refused(self, key: Key, body: Body, error: ApiError, now: datetime) -> None:
+        """Say in the status what the API server will not have; whoever reads it can mend it, our log is not theirs."""
+        if error.status not in (400, FORBIDDEN, CONFLICT, UNPROCESSABLE):
+            return
+        status = refuse(body, str(error), now, final=error.status in (400, UNPROCESSABLE))
+        patch = status_patch(body.get("status") or {}, status)
+        if patch is not None:
+            written = await self.cluster.patch_status(body, patch)
+            self._own_versions[key] = written["metadata"]["resourceVersion"]
+            self.saw_job(written)
+
+    def _due_again(self, key: Key, decision: Decision) -> float | None:
+        if key not in self._progress:
+            return decision.requeue_after
+        if decision.status.phase in FINAL:
+            del self._progress[key]
+            return decision.requeue_after
+        due = max(0.0, self._progress_due_in(key))
+        return due if decision.requeue_after is None else min(due, decision.requeue_after)
+
+    def _progress_due_in(self, key: Key) -> float:
+        last = self._progress_written.get(key)
+        return 0.0 if last is None else last + self.settings.progress_interval - time.monotonic()
+
+
+def _metadata(body: Body) -> Body:
+    """Metadata as far as our model knows it: the server's own has nulls and more."""
+    known = {field.alias or name for name, field in ObjectMeta.model_fields.items()}
+    return {key: value for key, value in body["metadata"].items() if key in known}
+
+
+def _job(body: Body) -> str:
+    return f"{body['metadata']['namespace']}/{body['metadata']['name']}"
