@@ -48,14 +48,18 @@ async def run(settings: Settings) -> None:
         RuntimeError: a part of the operator ended by itself.
     """
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    _stop_on_signals(stop)
     api = await ApiClient.connect()
     try:
         await _run(settings, api, stop)
     finally:
         await api.close()
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
 
 
 async def _run(settings: Settings, api: ApiClient, stop: asyncio.Event) -> None:
@@ -65,28 +69,51 @@ async def _run(settings: Settings, api: ApiClient, stop: asyncio.Event) -> None:
     reconciler = Reconciler(cluster, settings.core, authority=tls.authority)
     health = Health(api, reconciler.metrics)
     endpoint = ProgressEndpoint(Authenticator(cluster), reconciler)
+    watches = Watches(settings, reconciler)
     async with (
         _served(health.application(), settings.metrics_port),
         _served(endpoint.application(), settings.progress_port, tls.context),
     ):
-        watching = asyncio.Event()
         parts = {
-            "the watches": _watch(settings, reconciler, stop, watching),
             "the workers": reconciler.queue.run(reconciler.reconcile, settings.workers),
             "the resync": _resync(reconciler, settings.resync_seconds),
             "the heartbeat": health.heartbeat(cluster),
             "the certificate's renewal": tls.keep(),
         }
-        tasks = {asyncio.create_task(part, name=name) for name, part in parts.items()}
-        for task in tasks:
+        tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
+        watching = asyncio.create_task(watches.run(), name="the watches")
+        for task in (*tasks, watching):
             health.watch(task.get_name(), lambda task=task: not task.done())  # type: ignore[misc]
-        ready = asyncio.create_task(_announce(watching, health, settings))
+        ready = asyncio.create_task(_announce(watches, health, settings, stop))
         try:
-            await _until_one_ends(tasks, stop)
+            await _until_one_ends({*tasks, watching}, stop)
         finally:
+            # The watches last: as it ends, kopf cancels every task that is younger than itself.
             for task in (*tasks, ready):
                 task.cancel()
             await asyncio.gather(*tasks, ready, return_exceptions=True)
+            watches.stop.set()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+class Watches:
+    """kopf, embedded."""
+
+    def __init__(self, settings: Settings, reconciler: Reconciler) -> None:
+        self._settings, self._reconciler = settings, reconciler
+        self.stop, self.ready = asyncio.Event(), asyncio.Event()
+
+    async def run(self) -> None:
+        """Watch until :attr:`stop` is set."""
+        await kopf.operator(
+            registry=handlers.make_registry(self._reconciler),
+            settings=handlers.make_settings(),
+            clusterwide=not self._settings.namespaces,
+            namespaces=self._settings.namespaces,
+            standalone=True,
+            stop_flag=self.stop,
+            ready_flag=self.ready,
+        )
 
 
 async def _until_one_ends(tasks: set[asyncio.Task[None]], stop: asyncio.Event) -> None:
@@ -101,20 +128,9 @@ async def _until_one_ends(tasks: set[asyncio.Task[None]], stop: asyncio.Event) -
         raise RuntimeError(f"{task.get_name()} ended by itself") from error
 
 
-async def _watch(settings: Settings, reconciler: Reconciler, stop: asyncio.Event, ready: asyncio.Event) -> None:
-    await kopf.operator(
-        registry=handlers.make_registry(reconciler),
-        settings=handlers.make_settings(),
-        clusterwide=not settings.namespaces,
-        namespaces=settings.namespaces,
-        standalone=True,
-        stop_flag=stop,
-        ready_flag=ready,
-    )
-
-
-async def _announce(watching: asyncio.Event, health: Health, settings: Settings) -> None:
-    await watching.wait()
+async def _announce(watches: Watches, health: Health, settings: Settings, stop: asyncio.Event) -> None:
+    await watches.ready.wait()
+    _stop_on_signals(stop)  # kopf has put its own handlers in place of ours
     health.ready()
     where = ", ".join(settings.namespaces) or "all namespaces"
     logger.info("ready: %s; progress at %s", where, settings.core.progress_url)

@@ -65,7 +65,6 @@ class Reconciler:
         self.known: dict[Key, Known] = {}
         self.metrics = Metrics(lambda: (known.phase for known in self.known.values()))
         self._authority, self._clock = authority, clock
-        self._told: dict[str, str] = {}  # the authority that each namespace was told
         self._ended: OrderedDict[Key, dict[str, Body]] = OrderedDict()
         self._progress: dict[Key, ProgressReport] = {}
         self._progress_written: dict[Key, float] = {}
@@ -151,8 +150,6 @@ class Reconciler:
         except ApiError as error:
             await self._refused(key, body, error, now)
             raise
-        if observed.authority is not None and decision.apply:
-            self._told[key[0]] = observed.authority
         try:
             written = await self._write(key, body, decision, observed)
         except ApiError as error:
@@ -176,14 +173,13 @@ class Reconciler:
             name = ((body.get("spec") or {}).get("scheduling") or {}).get("profile") or "default"
             found = await self.cluster.profile(name)
             profile = TrainingProfile.model_validate({**found, "metadata": _metadata(found)}).spec if found else None
-        authority = self._authority()
         return Observed(
             jobs=jobs,
             pods=pods,
             events=await self.cluster.events_of(key[0], uids) if uids else (),
             profile=profile,
             progress=self._progress.get(key) if self._progress_due_in(key) <= 0 else None,
-            authority=authority if self._told.get(key[0]) != authority else None,
+            authority=self._authority(),
         )
 
     async def _write(self, key: Key, body: Body, decision: Decision, observed: Observed) -> Body | None:

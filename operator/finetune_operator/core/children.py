@@ -32,7 +32,7 @@ class Observed:
     progress: ProgressReport | None = None
     """Newest progress that rank 0 posted and that is not in the status yet."""
     authority: str | None = None
-    """Certificate of the operator's CA (PEM), where the job's namespace is still to learn it."""
+    """Certificate of the operator's CA (PEM), which pods know the progress endpoint by."""
 
 
 @dataclass(frozen=True)

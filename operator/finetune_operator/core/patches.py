@@ -13,9 +13,6 @@ OWN_KEYS = frozenset(field.alias or name for name, field in FineTuneJobStatus.mo
 def status_patch(current: dict[str, Any], wanted: FineTuneJobStatus) -> dict[str, Any] | None:
     """Merge patch (RFC 7386) of the status; keys that are no longer set become null. None: nothing to write."""
     target = wanted.to_dict()
-    for key in ("conditions", "samples"):  # empty lists are unset
-        if not target.get(key):
-            target.pop(key, None)
     known = {key: value for key, value in current.items() if key in OWN_KEYS}
     return _difference(known, target) or None
 
