@@ -8,6 +8,8 @@ settings where no public registry can be reached.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from embedded.layout import REGISTRY, ROOT, cache_dir
@@ -28,29 +31,82 @@ SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "trainer": (
         "trainer_image/Dockerfile",
-        ("trainer_image/Dockerfile", "trainer_image/requirements.txt", "trainer_image/finetune-train", "hack/uv.txt", "crds/finetune_api",
-         "trainer_image/finetune_trainer"),
+        ("trainer_image/Dockerfile", "trainer_image/requirements.txt", "trainer_image/finetune-train", "hack/uv.txt",
+         "crds/finetune_api", "trainer_image/finetune_trainer"),
     ),
 }  # fmt: skip
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
+DEBOOTSTRAP = "debootstrap"
+_ASIDE = ".debootstrap-"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("image", choices=sorted(SOURCES))
+    parser = argparse.ArgumentParser(prog="build", description=__doc__)
+    parser.add_argument("image", choices=[*sorted(SOURCES), "base"])
     parser.add_argument("--registry", default=REGISTRY, help="push here instead of to the embedded cluster's registry")
-    parser.add_argument("--base", help="base image; default: one made by debootstrap")
-    parser.add_argument("--no-push", action="store_true", help="leave the image in buildah's storage")
+    parser.add_argument(
+        "--base",
+        help=f"base image, or {DEBOOTSTRAP!r} for one made on this machine; default: that one for the embedded "
+        "cluster, the Dockerfile's own for another registry",
+    )
+    parser.add_argument("--no-push", action="store_true", help="leave the image in the builder's storage")
     arguments = parser.parse_args()
-    reference = f"{arguments.registry}/finetune-{arguments.image}:{tag(arguments.image, arguments.base or '')}"
     local = arguments.registry == REGISTRY
-    if not (local and _in_registry(reference)):
-        build(arguments.image, reference, arguments.base or base_image())
-        if not arguments.no_push:
-            _say(f"pushing {reference}")
-            buildah("push", *(["--tls-verify=false", "--disable-compression"] if local else []), reference)
+    base = arguments.base or (DEBOOTSTRAP if local else "")
+    if arguments.image == "base":
+        with _locked():
+            print(base_image())
+        return 0
+    reference = f"{arguments.registry}/finetune-{arguments.image}:{tag(arguments.image, base)}"
+    if local and not arguments.no_push and _in_registry(reference):
+        print(reference)
+        return 0
+    if not shutil.which("buildah"):
+        _build_by_docker(arguments.image, reference, base, push=not arguments.no_push)
+    else:
+        with _locked():
+            build(arguments.image, reference, base_image() if base == DEBOOTSTRAP else base)
+            if not arguments.no_push:
+                _say(f"pushing {reference}")
+                buildah("push", *(["--tls-verify=false"] if local else []), reference)
+            _forget_older(reference)
     print(reference)
     return 0
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """One build at a time; what an interrupted one left, gigabytes perhaps, goes first."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with (cache_dir() / ".images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        buildah("rm", "--all")
+        for left in cache_dir().glob(f"{_ASIDE}*"):
+            shutil.rmtree(left)
+        yield
+
+
+def _build_by_docker(image: str, reference: str, base: str, *, push: bool) -> None:
+    """For a registry of the user's on a machine that has Docker instead of buildah."""
+    if not shutil.which("docker"):
+        raise SystemExit("images: neither buildah nor docker is installed. On Debian or Ubuntu, "
+                         "hack/cluster/cluster build installs buildah; elsewhere install Docker")  # fmt: skip
+    if base == DEBOOTSTRAP:
+        raise SystemExit("images: a base made by debootstrap needs buildah: hack/cluster/cluster build installs it")
+    _say(f"building {reference} by docker")
+    arguments = ["--build-arg", f"BASE={base}"] if base else []
+    _run(["docker", "build", *arguments, f"--file={ROOT / SOURCES[image][0]}", f"--tag={reference}", str(ROOT)])
+    if push:
+        _say(f"pushing {reference}")
+        _run(["docker", "push", reference])
+
+
+def _forget_older(reference: str) -> None:
+    """Older builds of the same image leave buildah's storage; the layers they share with this one stay."""
+    repository = reference.rpartition(":")[0]
+    for name in buildah("images", "--format", "{{.Name}}:{{.Tag}}").splitlines():
+        if name.rpartition(":")[0] == repository and name != reference:
+            buildah("rmi", name)
 
 
 def tag(image: str, base: str) -> str:
@@ -71,17 +127,14 @@ def build(image: str, reference: str, base: str) -> None:
     uv_cache = cache_dir() / "uv"
     uv_cache.mkdir(parents=True, exist_ok=True)
     mounts = [f"{uv_cache}:/var/cache/uv"]
-    arguments = [f"BASE={base}", "UV_CACHE_DIR=/var/cache/uv"]
+    arguments = [*([f"BASE={base}"] if base else []), "UV_CACHE_DIR=/var/cache/uv"]
     certificates = Path("/etc/ssl/certs/ca-certificates.crt")
     if certificates.exists():  # this machine may trust authorities that a bare image does not
         mounts.append(f"{certificates}:/etc/ssl/certs/ca-certificates.crt:ro")
         arguments += [f"{name}={certificates}" for name in ("SSL_CERT_FILE", "PIP_CERT")]
-    for setting in ("/etc/pip.conf", "/etc/uv"):
-        if Path(setting).exists():
-            mounts.append(f"{setting}:{setting}:ro")
-    for name in ("PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
-        if name in os.environ:
-            arguments.append(f"{name}={os.environ[name]}")
+    mounts += [f"{setting}:{setting}:ro" for setting in ("/etc/pip.conf", "/etc/uv") if Path(setting).exists()]
+    settings = ("PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+    arguments += [f"{name}={os.environ[name]}" for name in settings if name in os.environ]
     buildah(
         "build",
         "--layers",
@@ -99,10 +152,10 @@ def base_image() -> str:
     """A minimal Debian or Ubuntu as this machine's own release has it, made once."""
     codename = _os_release()["VERSION_CODENAME"]
     name = f"localhost/finetune-base:{codename}-{hashlib.sha256(BASE_PACKAGES.encode()).hexdigest()[:8]}"
-    if buildah("images", "--quiet", name, check=False):
+    if name in buildah("images", "--format", "{{.Name}}:{{.Tag}}").splitlines():
         return name
     _say(f"making {name} by debootstrap")
-    with tempfile.TemporaryDirectory(dir=cache_dir()) as directory:
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=_ASIDE) as directory:
         _run(["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", codename, directory, _mirror(codename)])
         for waste in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man"):
             shutil.rmtree(Path(directory) / waste, ignore_errors=True)
@@ -151,17 +204,17 @@ def _in_registry(reference: str) -> bool:
                          "run hack/cluster/cluster up") from error  # fmt: skip
 
 
-def buildah(*arguments: str, check: bool = True) -> str:
+def buildah(*arguments: str) -> str:
     """buildah with storage of our own, so that nothing of the user's is touched."""
     storage = cache_dir() / "buildah"
     command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run"),
                "--storage-driver", "overlay", *arguments]  # fmt: skip
-    return _run(command, check=check)
+    return _run(command)
 
 
-def _run(command: list[str], *, check: bool = True) -> str:
+def _run(command: list[str]) -> str:
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if check and result.returncode != 0:
+    if result.returncode != 0:
         raise SystemExit(f"{' '.join(command[:8])} … failed:\n{result.stdout[-4000:]}")
     return result.stdout.strip()
 

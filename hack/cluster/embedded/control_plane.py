@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import ssl
-import urllib.request
-from pathlib import Path
-
 from embedded.build import program
-from embedded.layout import POD_CIDR, SERVICE_CIDR, Layout
+from embedded.health import api_ready
+from embedded.layout import Layout
 from embedded.processes import Processes
 
 
-def api_ready(layout: Layout) -> bool:
-    """Whether the API server says that it is ready."""
-    try:
-        context = ssl.create_default_context(cafile=str(layout.pki / "ca.crt"))
-        context.load_cert_chain(layout.pki / "admin.crt", layout.pki / "admin.key")
-        with urllib.request.urlopen(f"{layout.api_url}/readyz", context=context, timeout=3) as answer:
-            return bool(answer.read() == b"ok")
-    except (OSError, ValueError):
-        return False
-
-
-def start_control_plane(layout: Layout, processes: Processes, *, controllers: bool) -> None:
-    """Start the store and the API server, and with ``controllers`` what acts on objects."""
+def start_control_plane(layout: Layout, processes: Processes) -> None:
+    """Start the store and the API server, and where there is a node what acts on objects."""
     _start_etcd(layout, processes)
     _start_api_server(layout, processes)
-    if controllers:
+    if not layout.control_plane_only:
         _start_controllers(layout, processes)
 
 
@@ -77,13 +63,13 @@ def _start_api_server(layout: Layout, processes: Processes) -> None:
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
             f"--service-account-key-file={pki / 'sa.pub'}",
             f"--service-account-signing-key-file={pki / 'sa.key'}",
-            f"--service-cluster-ip-range={SERVICE_CIDR}",
+            f"--service-cluster-ip-range={layout.service_cidr}",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--anonymous-auth=false",
             "--profiling=false",
             # On loopback, the control plane alone: the endpoint of the kubernetes Service has no use.
-            *(["--endpoint-reconciler-type=none"] if layout.address.startswith("127.") else []),
+            *(["--endpoint-reconciler-type=none"] if layout.control_plane_only else []),
         ],
     )
     processes.wait_for("kube-apiserver", lambda: api_ready(layout), seconds=90)
@@ -99,7 +85,7 @@ def _start_controllers(layout: Layout, processes: Processes) -> None:
                 f"--root-ca-file={pki / 'ca.crt'}",
                 f"--service-account-private-key-file={pki / 'sa.key'}",
                 "--use-service-account-credentials",
-                f"--cluster-cidr={POD_CIDR}",
+                f"--cluster-cidr={layout.pod_cidr}",
             ],
         ),
         ("kube-scheduler", 10259, []),
@@ -115,7 +101,7 @@ def _start_controllers(layout: Layout, processes: Processes) -> None:
                 "--bind-address=127.0.0.1",
                 f"--secure-port={port}",
                 "--leader-elect=false",
-                f"--cert-dir={Path(layout.state) / 'run'}",
+                f"--cert-dir={layout.run}",
                 *extra,
             ],
         )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import ipaddress
+import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 NODE_NAME = "finetune-node"
 BRIDGE = "ftbr0"
-NODE_IP = "10.244.0.1"
-POD_CIDR = "10.244.0.0/24"
-SERVICE_CIDR = "10.97.0.0/16"
-KUBERNETES_SERVICE_IP = "10.97.0.1"
+# Part of every image's name, and images outlive the cluster: so the same for every start.
 REGISTRY = "127.0.0.1:5055"
 
 
@@ -27,19 +28,65 @@ def default_state_dir() -> Path:
     return Path(os.environ.get("FINETUNE_CLUSTER_DIR") or "/var/lib/finetune-operator/cluster")
 
 
+def free_network(candidates: Iterable[str], taken: Iterable[str]) -> str | None:
+    """First of ``candidates`` that overlaps none of the networks ``taken``."""
+    used = [ipaddress.ip_network(network, strict=False) for network in taken]
+    for candidate in candidates:
+        network = ipaddress.ip_network(candidate)
+        if not any(network.version == other.version and network.overlaps(other) for other in used):
+            return candidate
+    return None
+
+
+def pod_networks() -> Iterable[str]:
+    """Networks that pods may have, the usual first."""
+    return (f"10.{second}.{third}.0/24" for second in (244, 245, 246) for third in range(0, 256, 4))
+
+
+def service_networks() -> Iterable[str]:
+    """Networks that Services may have."""
+    return (f"10.{second}.0.0/16" for second in (97, 96, *range(98, 128)))
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Paths below one cluster's state directory.
-
-    ``address`` and the ports differ between the node (a bridge's address that pods reach) and a bare control plane
-    (loopback, free ports).
-    """
+    """Paths below one cluster's state directory, and its addresses, which are chosen at the start and kept there."""
 
     state: Path
-    address: str = NODE_IP
+    control_plane_only: bool = False
+    pod_cidr: str = "10.244.0.0/24"
+    service_cidr: str = "10.97.0.0/16"
     api_port: int = 6443
     etcd_port: int = 12379
     etcd_peer_port: int = 12380
+
+    @classmethod
+    def load(cls, state: Path) -> Layout:
+        """The layout as ``save`` kept it; the defaults where nothing is kept."""
+        try:
+            kept = json.loads((state / "layout.json").read_text())
+            return cls(state.absolute(), **kept)
+        except (OSError, ValueError, TypeError):
+            return cls(state.absolute())
+
+    def save(self) -> None:
+        """Keep the addresses for later commands."""
+        kept = {key: value for key, value in dataclasses.asdict(self).items() if key != "state"}
+        (self.state / "layout.json").write_text(json.dumps(kept))
+
+    @property
+    def node_ip(self) -> str:
+        """Address of the bridge, which pods and Services reach."""
+        return str(next(ipaddress.ip_network(self.pod_cidr).hosts()))
+
+    @property
+    def address(self) -> str:
+        """Where the API server listens: with no node there is nobody outside loopback to serve."""
+        return "127.0.0.1" if self.control_plane_only else self.node_ip
+
+    @property
+    def kubernetes_service_ip(self) -> str:
+        return str(next(ipaddress.ip_network(self.service_cidr).hosts()))
 
     @property
     def pki(self) -> Path:
@@ -48,6 +95,10 @@ class Layout:
     @property
     def logs(self) -> Path:
         return self.state / "logs"
+
+    @property
+    def pod_logs(self) -> Path:
+        return self.state / "pod-logs"
 
     @property
     def run(self) -> Path:
@@ -62,8 +113,12 @@ class Layout:
         return self.state / "volumes"
 
     @property
+    def containerd(self) -> Path:
+        return self.state / "containerd"
+
+    @property
     def containerd_socket(self) -> Path:
-        return self.state / "containerd" / "containerd.sock"
+        return self.containerd / "containerd.sock"
 
     @property
     def containerd_root(self) -> Path:

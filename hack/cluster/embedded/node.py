@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import ipaddress
 import json
 import os
 import shutil
@@ -15,7 +16,8 @@ from pathlib import Path
 import yaml
 
 from embedded.build import program
-from embedded.layout import BRIDGE, NODE_IP, NODE_NAME, POD_CIDR, REGISTRY, ROOT, Layout
+from embedded.health import containerd_answers
+from embedded.layout import BRIDGE, NODE_NAME, REGISTRY, ROOT, Layout
 from embedded.processes import ClusterError, Processes
 
 PACKAGES = {
@@ -30,8 +32,8 @@ PACKAGES = {
 }
 CNI_PLUGINS = Path("/usr/lib/cni")
 PAUSE_IMAGE = "localhost/finetune-pause:1"
-MASQUERADE = ["POSTROUTING", "-s", POD_CIDR, "!", "-d", POD_CIDR, "-m", "comment", "--comment", "finetune-embedded",
-              "-j", "MASQUERADE"]  # fmt: skip
+RULE_MARK = "finetune-embedded"
+_SYSCTLS = ("net/ipv4/ip_forward", "net/ipv4/conf/all/route_localnet", "net/bridge/bridge-nf-call-iptables")
 
 
 def install_packages() -> None:
@@ -67,34 +69,64 @@ def run(command: list[str], **options: object) -> str:
     return str(result.stdout)
 
 
-def start_network() -> None:
-    """The bridge whose address is the node's; pods get the rest of its net."""
-    if subprocess.run(["ip", "link", "show", BRIDGE], capture_output=True, check=False).returncode != 0:
-        routes = json.loads(run(["ip", "-j", "route"]))
-        if taken := [route["dst"] for route in routes if route["dst"].startswith("10.244.0.")]:
-            raise ClusterError(f"this machine already routes {taken[0]}, which the embedded node uses for pods")
-        run(["ip", "link", "add", BRIDGE, "type", "bridge"])
-        run(["ip", "addr", "add", f"{NODE_IP}/24", "dev", BRIDGE])
-        run(["ip", "link", "set", BRIDGE, "up"])
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-    bridged = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    if not bridged.exists():
-        subprocess.run(["modprobe", "br_netfilter"], capture_output=True, check=False)
+def routed_networks() -> list[str]:
+    """Networks this machine has routes to, which the cluster has to keep clear of."""
+    routes = json.loads(run(["ip", "-j", "-4", "route", "show", "table", "all"]))
+    networks = [route["dst"] for route in routes if route["dst"] != "default"]
+    # A default route written as two halves is a default route still.
+    return [network for network in networks if not network.endswith("/1")]
+
+
+def start_network(layout: Layout) -> None:
+    """The bridge whose address is the node's; pods get the rest of its net.
+
+    Raises:
+        ClusterError: another embedded cluster runs.
+    """
+    if subprocess.run(["ip", "link", "show", BRIDGE], capture_output=True, check=False).returncode == 0:
+        raise ClusterError(
+            f"the interface {BRIDGE} is there already: another embedded cluster runs, with another --dir or "
+            "FINETUNE_CLUSTER_DIR. Stop it by hack/cluster/cluster down --dir ITS_DIR"
+        )
+    if modprobe := shutil.which("modprobe"):  # absent where the kernel has everything built in
+        subprocess.run([modprobe, "br_netfilter"], capture_output=True, check=False)
+    settings = {name: Path("/proc/sys") / name for name in _SYSCTLS}
+    before = {name: path.read_text().strip() for name, path in settings.items() if path.exists()}
+    (layout.state / "sysctls.json").write_text(json.dumps(before))
+    run(["ip", "link", "add", BRIDGE, "type", "bridge"])
+    run(["ip", "addr", "add", f"{layout.node_ip}/24", "dev", BRIDGE])
+    run(["ip", "link", "set", BRIDGE, "up"])
+    settings["net/ipv4/ip_forward"].write_text("1")
+    bridged = settings["net/bridge/bridge-nf-call-iptables"]
     if bridged.exists():  # pods reach Services whose pods are on the same bridge
         bridged.write_text("1")
-    if subprocess.run(["iptables", "-t", "nat", "-C", *MASQUERADE], capture_output=True, check=False).returncode != 0:
-        run(["iptables", "-t", "nat", "-A", *MASQUERADE])
+    pods, mark = layout.pod_cidr, ["-m", "comment", "--comment", RULE_MARK, "-j"]
+    run(["iptables", "-w", "-t", "nat", "-A", "POSTROUTING", "-s", pods, "!", "-d", pods, *mark, "MASQUERADE"])
+    # First in line: the machine's own firewall, or Docker's, may drop what it does not know.
+    for chain, direction in (("FORWARD", "-i"), ("FORWARD", "-o"), ("INPUT", "-i")):
+        run(["iptables", "-w", "-I", chain, direction, BRIDGE, *mark, "ACCEPT"])
+
+
+def restore_sysctls(layout: Layout) -> None:
+    """Give the kernel's settings back as they were found."""
+    try:
+        before = json.loads((layout.state / "sysctls.json").read_text())
+    except (OSError, ValueError):
+        return
+    for name, value in before.items():
+        if name in _SYSCTLS:
+            (Path("/proc/sys") / name).write_text(value)
 
 
 def start_containerd(layout: Layout, processes: Processes) -> None:
     """containerd with root, state and socket of its own."""
-    directory = layout.state / "containerd"
+    directory = layout.containerd
     hosts = directory / "certs.d" / REGISTRY
     hosts.mkdir(parents=True, exist_ok=True)
     (hosts / "hosts.toml").write_text(f'server = "http://{REGISTRY}"\n[host."http://{REGISTRY}"]\n')
     cni = directory / "cni"
     cni.mkdir(exist_ok=True)
-    (cni / "10-finetune.conflist").write_text(json.dumps(_cni(directory)))
+    (cni / "10-finetune.conflist").write_text(json.dumps(_cni(layout)))
     layout.containerd_root.mkdir(parents=True, exist_ok=True)
     config = directory / "config.toml"
     config.write_text(
@@ -118,16 +150,27 @@ state = "{directory / "state"}"
     discard_unpacked_layers = true
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        Root = "{directory / "runc"}"
 """
     )
-    processes.start("containerd", ["containerd", "--config", str(config), "--log-level", "warn"])
-    processes.wait_for("containerd", lambda: _answers(layout), seconds=30)
-    _remove_containers(layout)  # what a killed cluster left in the persistent root
+    _run_containerd(layout, processes)
+    if remove_containers(layout):  # what a killed cluster left in the persistent root
+        processes.stop("containerd")  # its CRI part read them at its start, and is not told of their end
+        _run_containerd(layout, processes)
     if PAUSE_IMAGE not in ctr(layout, "images", "ls", "-q").split():
         _import_pause(layout)
 
 
-def _cni(directory: Path) -> dict[str, object]:
+def _run_containerd(layout: Layout, processes: Processes) -> None:
+    processes.start(
+        "containerd", ["containerd", "--config", str(layout.containerd / "config.toml"), "--log-level", "warn"]
+    )
+    processes.wait_for("containerd", lambda: containerd_answers(layout), seconds=30)
+
+
+def _cni(layout: Layout) -> dict[str, object]:
+    pods = ipaddress.ip_network(layout.pod_cidr)
     return {
         "cniVersion": "1.0.0",
         "name": "finetune",
@@ -139,8 +182,8 @@ def _cni(directory: Path) -> dict[str, object]:
                 "hairpinMode": True,
                 "ipam": {
                     "type": "host-local",
-                    "dataDir": str(directory / "ipam"),
-                    "ranges": [[{"subnet": POD_CIDR, "rangeStart": "10.244.0.10", "gateway": NODE_IP}]],
+                    "dataDir": str(layout.containerd / "ipam"),
+                    "ranges": [[{"subnet": layout.pod_cidr, "rangeStart": str(pods[10]), "gateway": layout.node_ip}]],
                     "routes": [{"dst": "0.0.0.0/0"}],
                 },
             },
@@ -154,16 +197,14 @@ def ctr(layout: Layout, *arguments: str) -> str:
     return run(["ctr", "--address", str(layout.containerd_socket), "--namespace", "k8s.io", *arguments])
 
 
-def _answers(layout: Layout) -> bool:
-    command = ["ctr", "--address", str(layout.containerd_socket), "version"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def _remove_containers(layout: Layout) -> None:
-    for container in ctr(layout, "containers", "ls", "-q").split():
+def remove_containers(layout: Layout) -> bool:
+    """End and remove all containers of our containerd; whether there was any."""
+    containers = ctr(layout, "containers", "ls", "-q").split()
+    for container in containers:
         address = ["ctr", "--address", str(layout.containerd_socket), "--namespace", "k8s.io"]
         for command in (["tasks", "rm", "-f", container], ["containers", "rm", container]):
             subprocess.run([*address, *command], capture_output=True, check=False)
+    return bool(containers)
 
 
 def _import_pause(layout: Layout) -> None:
@@ -223,7 +264,7 @@ def start_kubelet(layout: Layout, processes: Processes) -> None:
             {
                 "apiVersion": "kubelet.config.k8s.io/v1beta1",
                 "kind": "KubeletConfiguration",
-                "address": NODE_IP,
+                "address": layout.node_ip,
                 "authentication": {
                     "anonymous": {"enabled": False},
                     "webhook": {"enabled": True},
@@ -234,7 +275,7 @@ def start_kubelet(layout: Layout, processes: Processes) -> None:
                 "tlsPrivateKeyFile": str(pki / "kubelet-server.key"),
                 "containerRuntimeEndpoint": f"unix://{layout.containerd_socket}",
                 "cgroupDriver": "cgroupfs",
-                "clusterDNS": [NODE_IP],
+                "clusterDNS": [layout.node_ip],
                 "clusterDomain": "cluster.local",
                 "failSwapOn": False,
                 "healthzBindAddress": "127.0.0.1",
@@ -243,6 +284,7 @@ def start_kubelet(layout: Layout, processes: Processes) -> None:
                 "imageGCLowThresholdPercent": 99,
                 "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"},
                 "maxPods": 100,
+                "podLogsDir": str(layout.pod_logs),
                 "registerNode": True,
                 "syncFrequency": "10s",
                 "volumePluginDir": str(layout.state / "volume-plugins"),
@@ -256,7 +298,7 @@ def start_kubelet(layout: Layout, processes: Processes) -> None:
             f"--config={config}",
             f"--kubeconfig={pki / 'kubelet.kubeconfig'}",
             f"--hostname-override={NODE_NAME}",
-            f"--node-ip={NODE_IP}",
+            f"--node-ip={layout.node_ip}",
             f"--root-dir={layout.state / 'kubelet'}",
         ],
     )
@@ -270,7 +312,7 @@ def start_kube_proxy(layout: Layout, processes: Processes) -> None:
             program("kube-proxy"),
             f"--kubeconfig={layout.pki / 'kube-proxy.kubeconfig'}",
             f"--hostname-override={NODE_NAME}",
-            f"--cluster-cidr={POD_CIDR}",
+            f"--cluster-cidr={layout.pod_cidr}",
             "--proxy-mode=iptables",
             "--conntrack-max-per-core=0",
             "--conntrack-min=0",
@@ -287,8 +329,9 @@ def start_dns(layout: Layout, processes: Processes) -> None:
     corefile = layout.state / "Corefile"
     corefile.write_text(
         f""".:53 {{
-    bind {NODE_IP}
+    bind {layout.node_ip}
     errors
+    ready 127.0.0.1:10254
     kubernetes cluster.local in-addr.arpa {{
         kubeconfig {layout.pki / "admin.kubeconfig"} finetune-embedded
         pods verified

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from embedded.layout import KUBERNETES_SERVICE_IP, NODE_NAME, Layout
+from embedded.layout import NODE_NAME, Layout
 
 _LIFE = datetime.timedelta(days=365)
 CLIENTS: dict[str, tuple[str, str]] = {
@@ -42,7 +42,7 @@ def make_pki(layout: Layout) -> None:
         "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local",
     ]
-    addresses = ["127.0.0.1", layout.address, KUBERNETES_SERVICE_IP]
+    addresses = ["127.0.0.1", layout.address, layout.kubernetes_service_ip]
     for server in ("apiserver", "etcd", "kubelet-server"):
         key = ec.generate_private_key(ec.SECP256R1())
         _write_pair(layout.pki / server, _certificate(server, "finetune", key, ca, ca_key, names, addresses), key)
@@ -59,8 +59,7 @@ def make_pki(layout: Layout) -> None:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         ),
     )
-    layout.kubeconfig.write_text((layout.pki / "admin.kubeconfig").read_text())
-    layout.kubeconfig.chmod(0o600)
+    _write(layout.kubeconfig, (layout.pki / "admin.kubeconfig").read_bytes())
 
 
 def _certificate(  # noqa: PLR0917 - one private call site shape

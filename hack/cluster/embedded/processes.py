@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from embedded.layout import Layout
+
+# In the environment of all that we start: a process is then ours even where its record was lost.
+_MARK = "FINETUNE_CLUSTER_STATE"
 
 
 class ClusterError(RuntimeError):
@@ -49,9 +53,10 @@ class Processes:
                 stderr=log,
                 start_new_session=True,
                 cwd=self._layout.state,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **(environment or {}), _MARK: str(self._layout.state)},
             )
-        self._record(name).write_text(json.dumps({"pid": process.pid, "start": _start_time(process.pid)}))
+        record = json.dumps({"pid": process.pid, "start": _start_time(process.pid)})
+        self._record(name).write_text(record)
 
     def pid(self, name: str) -> int | None:
         """Pid of ``name`` while it runs and is the process we started."""
@@ -66,12 +71,21 @@ class Processes:
         """Every program that was started and not yet stopped."""
         return sorted(path.stem for path in self._layout.run.glob("*.json"))
 
-    def stop(self, name: str, *, grace_seconds: float = 10.0) -> None:
-        """End ``name``: SIGTERM, and SIGKILL when the grace is over."""
-        pid = self.pid(name)
-        if pid is not None:
-            end_process(pid, grace_seconds=grace_seconds)
-        self._record(name).unlink(missing_ok=True)
+    def stop(self, *names: str, grace_seconds: float = 5.0) -> None:
+        """End ``names`` together: SIGTERM, and SIGKILL when the grace is over."""
+        end_processes([pid for name in names if (pid := self.pid(name)) is not None], grace_seconds=grace_seconds)
+        for name in names:
+            self._record(name).unlink(missing_ok=True)
+
+    def stop_unrecorded(self) -> None:
+        """End what carries our mark and no record: the leftovers of a start that was itself killed."""
+        mark = f"{_MARK}={self._layout.state}".encode()
+        found = []
+        for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
+            with contextlib.suppress(OSError):
+                if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    found.append(pid)
+        end_processes(found, grace_seconds=5)
 
     def tail(self, name: str, lines: int = 15) -> str:
         """Last lines of a program's log."""
@@ -96,20 +110,31 @@ class Processes:
             time.sleep(0.1)
 
 
-def end_process(pid: int, *, grace_seconds: float) -> None:
-    """SIGTERM, wait on the process itself, SIGKILL after ``grace_seconds``."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        poller = select.poll()
+def end_processes(pids: Iterable[int], *, grace_seconds: float) -> None:
+    """SIGTERM to all, wait on the processes themselves, SIGKILL to what is left after ``grace_seconds``.
+
+    By descriptors, so that a pid that is given out anew meanwhile is never hit.
+    """
+    with contextlib.ExitStack() as stack:
+        handles = []
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                handles.append(os.pidfd_open(pid))
+                stack.callback(os.close, handles[-1])
+        for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
+            for handle in handles:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, number)
+            handles = _still_running(handles, seconds)
+
+
+def _still_running(handles: list[int], seconds: float) -> list[int]:
+    poller = select.poll()
+    for handle in handles:
         poller.register(handle, select.POLLIN)
-        signal.pidfd_send_signal(handle, signal.SIGTERM)
-        if not poller.poll(grace_seconds * 1000):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-            poller.poll(10_000)
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(handle)
+    running, deadline = set(handles), time.monotonic() + seconds
+    while running and (left := deadline - time.monotonic()) > 0:
+        for handle, _ in poller.poll(left * 1000):
+            poller.unregister(handle)
+            running.discard(handle)
+    return sorted(running)
