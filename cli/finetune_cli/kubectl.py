@@ -115,9 +115,7 @@ class Kubectl:
     def watch(self, *arguments: str) -> Iterator[Watch]:
         """``kubectl get … --watch``, ended with the block."""
         command = self.command("get", *arguments, "-o", "json", "--watch", "--output-watch-events")
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
         try:
             yield Watch(process)
         finally:

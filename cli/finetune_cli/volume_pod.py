@@ -144,9 +144,7 @@ class VolumePod:
 
     def _exec(self, *command: str) -> list[str]:
         stdin = ["--stdin"] if command[0] == "--stdin" else []
-        return self.kubectl.command(
-            "exec", *stdin, self.name, "--container", CONTAINER, "--", *command[len(stdin) :]
-        )
+        return self.kubectl.command("exec", *stdin, self.name, "--container", CONTAINER, "--", *command[len(stdin) :])
 
 
 @contextlib.contextmanager

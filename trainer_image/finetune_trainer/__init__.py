@@ -1,0 +1,1 @@
+"""The trainer: ``finetune-train prepare`` and ``finetune-train train``. It knows nothing of Kubernetes."""

@@ -108,14 +108,14 @@ def of_pod(pod: Body, *, attempt: int) -> Failure:
     if terminated.get("reason") == "OOMKilled":
         return failure(R.OOM_KILLED, _out_of_memory(pod, attempt), **known)
     if disruption is not None:
-        return failure(disruption, _advise(disruption, _cluster_said(pod)), **known)
+        return failure(disruption, _advise(disruption, cluster_said(pod)), **known)
     if terminated.get("reason") in _CANNOT_START:
         what = f"The container cannot start: {text or terminated.get('reason')}."
         return failure(R.CONTAINER_CANNOT_START, _advise(R.CONTAINER_CANNOT_START, what), **known)
     if code == _SIGKILL:
         what = "The trainer was killed (SIGKILL), as the kernel does to a process when the node is short of memory."
         return failure(R.TRAINER_CRASH, _advise(R.TRAINER_CRASH, said or what), **known)
-    what = said or (f"The trainer exited with {code}." if code is not None else _cluster_said(pod))
+    what = said or (f"The trainer exited with {code}." if code is not None else cluster_said(pod))
     return failure(R.TRAINER_CRASH, _advise(R.TRAINER_CRASH, what), **known)
 
 
@@ -136,10 +136,11 @@ def _disruption(pod: Body) -> FailureReason | None:
     return R.POD_DELETED if is_deleted(pod) else None
 
 
-def _cluster_said(pod: Body) -> str:
+def cluster_said(pod: Body) -> str:
+    """What the cluster says of ``pod``: of a disruption, or in its status."""
     target = _condition_of(pod, "DisruptionTarget") or {}
     status = pod.get("status", {})
-    what = target.get("message") or status.get("message") or status.get("reason") or "it ended without a word"
+    what = target.get("message") or status.get("message") or status.get("reason") or "no cause is given"
     node = pod.get("spec", {}).get("nodeName")
     return f"Pod {pod['metadata']['name']}{f' on node {node}' if node else ''}: {what.rstrip('.')}."
 
@@ -148,7 +149,7 @@ def _interrupted(pod: Body, disruption: FailureReason | None, report: Terminatio
     saved = f" A checkpoint was saved at step {report.checkpoint.step}." if report and report.checkpoint else ""
     if disruption is None or disruption is R.POD_DELETED:
         return _advise(disruption or R.INTERRUPTED, f"Pod {pod['metadata']['name']} was told to end.{saved}")
-    return _advise(disruption, _cluster_said(pod) + saved)
+    return _advise(disruption, cluster_said(pod) + saved)
 
 
 def _out_of_memory(pod: Body, attempt: int) -> str:
@@ -175,4 +176,7 @@ def _ended(pod: Body) -> float:
 
 def _advise(reason: FailureReason, what: str) -> str:
     advice = REASONS[reason].advice
-    return what if advice in what else f"{what.rstrip()} {advice}"
+    if advice in what:
+        return what
+    said = what.rstrip()
+    return f"{said if said.endswith(('.', '!', '?')) else f'{said}.'} {advice}"

@@ -15,15 +15,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_api.failures import FailureReason
-from finetune_api.job import FineTuneJob
-from finetune_api.profile import TrainingProfileSpec
 from finetune_api.reports import TerminationReport
 from finetune_api.status import Failure, FineTuneJobStatus, Phase
-from finetune_api.validation import validate_manifest
-from pydantic import ValidationError
 
 from finetune_operator.core import conditions as states
 from finetune_operator.core import failures, manifests, names, reports, times
+from finetune_operator.core.acceptance import parse_job, profile_of, snapshot_of
 from finetune_operator.core.children import (
     Body,
     Observed,
@@ -49,7 +46,6 @@ FINAL: tuple[Phase, ...] = ("Succeeded", "Failed")
 _LOOK_AGAIN = 15.0
 """Seconds between two looks at a pod that does not run yet: what holds it up sends no event of its own."""
 _CLEARING = 5.0
-_PROFILE_CHARACTERS = 16384
 
 
 def needs_profile(body: Body) -> bool:
@@ -133,15 +129,9 @@ class _Reconciliation:
 
     def accept(self) -> Plan:
         accepted = self.conditions.holds("Accepted")
-        job = self.parse(rules=not accepted)
-        profile = self.profile(job)
-        snapshot = profile.model_dump_json(by_alias=True, exclude_none=True)
-        if len(snapshot) > _PROFILE_CHARACTERS:
-            raise Refused(
-                R.NOT_ALLOWED,
-                f"TrainingProfile {job.spec.scheduling.profile}: it has {len(snapshot)} characters as JSON, and at "
-                f"most {_PROFILE_CHARACTERS} fit into a job's status; shorten it.",
-            )
+        job = parse_job(self.body, rules=not accepted)
+        profile = profile_of(job, self.before, self.observed.profile, self.settings)
+        snapshot = snapshot_of(job, profile)
         plan = make_plan(job, profile)
         if not accepted:
             self.conditions.set("Accepted", holds=True, reason="Accepted", message="The manifest is valid.")
@@ -159,32 +149,6 @@ class _Reconciliation:
             config_hash=self.before.config_hash or plan.config.digest(),
         )
         return plan
-
-    def parse(self, *, rules: bool) -> FineTuneJob:
-        """The FineTuneJob. Rules between fields bind when it is taken up, not when an operator with more rules
-        finds it half done."""
-        document: Body = {key: self.body[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in self.body}
-        try:
-            if rules and (findings := validate_manifest(document)):
-                raise Refused(R.SPEC_INVALID, "; ".join(str(finding) for finding in findings))
-            return FineTuneJob.from_dict(document)
-        except ValidationError as error:
-            told = "; ".join(str(finding) for finding in validate_manifest(document)) or str(error)
-            raise Refused(R.SPEC_INVALID, told) from error
-
-    def profile(self, job: FineTuneJob) -> TrainingProfileSpec:
-        """The profile as it was when the job was taken up, with its image filled in."""
-        if self.before.profile:
-            return TrainingProfileSpec.model_validate_json(self.before.profile)
-        profile, name = self.observed.profile, job.spec.scheduling.profile
-        if profile is None and name != "default":
-            raise Refused(
-                R.PROFILE_NOT_FOUND,
-                f"spec.scheduling.profile: there is no TrainingProfile {name!r}; create it, or leave the field out.",
-            )
-        profile = profile or TrainingProfileSpec()
-        image = profile.image.model_copy(update={"repository": profile.image.repository or self.settings.trainer_image})
-        return profile.model_copy(update={"image": image})
 
     # -- prepare -----------------------------------------------------------------------------------------------
 
@@ -268,6 +232,10 @@ class _Reconciliation:
         if not again:
             at = next((pod.get("spec", {}).get("nodeName") for pod in pods if is_running(pod)), None)
             self.note("Started", f"Training runs{f' on {at}' if at else ''}, attempt {attempt}")
+        ending = next((pod for pod in pods if is_deleted(pod) and container_state(pod, "terminated") is None), None)
+        if ending is not None:  # perhaps for long: nobody knows what a pod on a lost node does, and it may still write
+            self.wait("Running", "Ending", f"A pod is told to end. {failures.cluster_said(ending)}", None)
+            return
         self.wait("Running", "Training", f"Training{suffix}.", None)
 
     def launch_attempt(self, plan: Plan, attempt: int) -> None:

@@ -1,0 +1,76 @@
+"""Whether a job is taken up, and under which profile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.failures import FailureReason
+from finetune_api.job import FineTuneJob
+from finetune_api.profile import TrainingProfileSpec
+from finetune_api.status import FineTuneJobStatus
+from finetune_api.validation import validate_manifest
+from pydantic import ValidationError
+
+from finetune_operator.core.plan import Refused
+from finetune_operator.core.settings import CoreSettings
+
+SNAPSHOT_CHARACTERS = 16384
+"""What ``status.profile`` holds."""
+
+
+def parse_job(body: dict[str, Any], *, rules: bool) -> FineTuneJob:
+    """The FineTuneJob in ``body``, without its status.
+
+    Args:
+        body: as the API server sent it.
+        rules: try the rules between fields too. They bind when a job is taken up, not when an operator with more
+            rules finds it half done.
+
+    Raises:
+        Refused: SpecInvalid, with each field and what is wrong with it.
+    """
+    document: dict[str, Any] = {key: body[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in body}
+    if rules and (findings := validate_manifest(document)):
+        raise Refused(FailureReason.SPEC_INVALID, "; ".join(str(finding) for finding in findings))
+    try:
+        return FineTuneJob.from_dict(document)
+    except ValidationError as error:
+        told = "; ".join(str(finding) for finding in validate_manifest(document))
+        raise Refused(FailureReason.SPEC_INVALID, told or str(error)) from error
+
+
+def profile_of(
+    job: FineTuneJob, status: FineTuneJobStatus, found: TrainingProfileSpec | None, settings: CoreSettings
+) -> TrainingProfileSpec:
+    """The profile as it was when the job was taken up; then, as it is now, with its image filled in.
+
+    Raises:
+        Refused: ProfileNotFound. ``default`` is never missing: it then means the operator's own defaults.
+    """
+    if status.profile:
+        return TrainingProfileSpec.model_validate_json(status.profile)
+    name = job.spec.scheduling.profile
+    if found is None and name != "default":
+        raise Refused(
+            FailureReason.PROFILE_NOT_FOUND,
+            f"spec.scheduling.profile: there is no TrainingProfile {name!r}; create it, or leave the field out.",
+        )
+    profile = found or TrainingProfileSpec()
+    image = profile.image.model_copy(update={"repository": profile.image.repository or settings.trainer_image})
+    return profile.model_copy(update={"image": image})
+
+
+def snapshot_of(job: FineTuneJob, profile: TrainingProfileSpec) -> str:
+    """``profile`` as ``status.profile`` keeps it: whole, so that defaults of a later operator change nothing.
+
+    Raises:
+        Refused: it does not fit into a status.
+    """
+    text = profile.model_dump_json(by_alias=True, exclude_none=True)
+    if len(text) > SNAPSHOT_CHARACTERS:
+        raise Refused(
+            FailureReason.NOT_ALLOWED,
+            f"TrainingProfile {job.spec.scheduling.profile}: it has {len(text)} characters as JSON, and at most "
+            f"{SNAPSHOT_CHARACTERS} fit into a job's status; shorten it.",
+        )
+    return text

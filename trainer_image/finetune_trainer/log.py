@@ -1,0 +1,39 @@
+"""Log lines for people: to stdout, and the last of them kept for the termination report."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import sys
+
+KEPT_LINES = 40
+_tail: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+
+log = logging.getLogger("finetune")
+
+
+class _Keep(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _tail.append(self.format(record))
+
+
+def set_up() -> None:
+    """Send our lines, and warnings of the libraries, to stdout; keep the last."""
+    form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+    root = logging.getLogger()
+    for handler in (logging.StreamHandler(sys.stdout), _Keep()):
+        handler.setFormatter(form)
+        root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    log.setLevel(logging.INFO)
+    logging.captureWarnings(capture=True)
+    # Hugging Face's loggers have handlers of their own on stderr; ours on the root would be a second.
+    for name in ("transformers", "peft", "accelerate", "huggingface_hub"):
+        logging.getLogger(name).propagate = True
+    # Retries of requests: hub.py says in one line what came of them.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def tail() -> str:
+    """The last lines that were logged."""
+    return "\n".join(_tail)

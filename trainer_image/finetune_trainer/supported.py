@@ -1,0 +1,75 @@
+"""What this release trains. The API refuses the rest at apply; a configuration made by other means is refused here,
+never trained with a wish left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_api.failures import ExitCode
+from finetune_api.trainer_config import TrainerConfig
+
+from finetune_trainer.errors import TrainerError
+
+
+def check_supported(config: TrainerConfig) -> None:
+    """Refuse a configuration that asks for what this trainer cannot do.
+
+    Raises:
+        TrainerError: CONFIG_INVALID or ACCELERATION_UNAVAILABLE, with every field at fault.
+    """
+    missing = list(_missing_accelerations(config))
+    if missing:
+        raise TrainerError(ExitCode.ACCELERATION_UNAVAILABLE, "not in this trainer image: " + "; ".join(missing))
+    problems = list(_problems(config))
+    if problems:
+        raise TrainerError(ExitCode.CONFIG_INVALID, "; ".join(problems))
+
+
+def _missing_accelerations(config: TrainerConfig) -> Iterator[str]:
+    wishes = config.acceleration
+    if wishes.flash_attention not in ("auto", "sdpa", "disabled"):
+        yield f"spec.acceleration.flashAttention: {wishes.flash_attention}; use auto, sdpa or disabled"
+    for field in ("liger", "unsloth", "compile", "activation_offload"):
+        if getattr(wishes, field):
+            yield f"spec.acceleration.{'activationOffload' if field == 'activation_offload' else field}; leave it false"
+
+
+def _problems(config: TrainerConfig) -> Iterator[str]:
+    numbers, spread, method = config.hyperparameters, config.distributed, config.method
+    if config.stage != "sft":
+        yield f"spec.stage: {config.stage} is not supported yet, only sft"
+    if method.freeze is not None or (method.full is None) == (method.lora is None):
+        yield "spec.method: exactly one of full and lora"
+    if (lora := method.lora) is not None and (lora.dora or lora.init != "default" or lora.lora_plus_ratio is not None):
+        yield "spec.method.lora: dora, init and loraPlusRatio are not supported yet"
+    if config.quantization is not None:
+        yield "spec.quantization is not supported yet"
+    if config.precision not in ("bf16", "fp32"):
+        yield f"spec.precision: {config.precision} is not supported yet, use bf16 or fp32"
+    if numbers.optimizer != "adamw":
+        yield f"spec.hyperparameters.optimizer: {numbers.optimizer} is not supported yet, use adamw"
+    micro = numbers.micro_batch_size
+    if not isinstance(micro, int) or micro < 1:
+        yield f"spec.hyperparameters.microBatchSize: must be a positive number, not {micro!r}"
+    elif numbers.global_batch_size % micro:
+        yield (
+            f"spec.hyperparameters.globalBatchSize: {numbers.global_batch_size} is no multiple of "
+            f"microBatchSize {micro}"
+        )
+    if spread.nodes > 1 or spread.gpus_per_node > 1 or spread.sequence_parallel > 1:
+        yield "spec.distributed: more than one device is not supported yet"
+    if spread.strategy != "auto" or spread.offload != "none" or spread.deepspeed is not None:
+        yield "spec.distributed: strategy, offload and deepspeed are not supported yet"
+    if config.template.ref is not None or config.template.thinking != "auto":
+        yield "spec.template: ref and thinking are not supported yet"
+    if config.template.mask_history and config.template.train_on_prompt:
+        yield "spec.template: maskHistory and trainOnPrompt exclude each other"
+    if config.merge is not None:
+        yield "spec.output.merge is not supported yet"
+    for index, source in enumerate(config.sources):
+        if source.format not in ("alpaca", "sharegpt", "openai"):
+            yield f"spec.dataset.sources[{index}].format: {source.format} is not supported yet"
+        if source.weight != 1.0:
+            yield f"spec.dataset.sources[{index}].weight is not supported yet, leave it 1"
+    if not config.sources:
+        yield "spec.dataset.sources: names no data"
