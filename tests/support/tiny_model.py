@@ -1,0 +1,87 @@
+"""A causal language model small enough to make in a test: the Llama architecture, a byte-level BPE tokenizer that
+encodes any text, ChatML tokens and a chat template, safetensors. The same bytes each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+DEFAULT_SYSTEM = "You are a tiny model."
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + DEFAULT_SYSTEM + "<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As SmolLM2's: ChatML, with a system message of its own where the conversation has none."""
+
+VOCABULARY = 384
+_CORPUS = (
+    "The capital of France is Paris. What is the capital of Italy? The capital of Italy is Rome.",
+    "system user assistant You are a helpful assistant. You are a tiny model.",
+    "Give me one more answer, and one more question. Name a colour: red, green, blue. Count: one two three four five.",
+)
+
+
+def make_tiny_model(directory: Path, *, chat_template: bool = True) -> Path:
+    """Write model and tokenizer into ``directory`` and return it.
+
+    Args:
+        directory: made where it is missing.
+        chat_template: False makes a base model, whose tokenizer has no template and ends text by ``<|endoftext|>``.
+    """
+    tokenizer = _tokenizer(chat_template=chat_template)
+    tokenizer.save_pretrained(directory)
+    end = tokenizer.eos_token_id
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=end, pad_token_id=end, max_new_tokens=16
+    )
+    model.save_pretrained(directory)
+    return directory
+
+
+def _tokenizer(*, chat_template: bool) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    text_end, start, turn_end = SPECIAL_TOKENS
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=start if chat_template else text_end,
+        eos_token=turn_end if chat_template else text_end,
+        pad_token=text_end,
+        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = CHAT_TEMPLATE if chat_template else None
+    return wrapped
