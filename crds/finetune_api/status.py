@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from finetune_api.base import ApiModel
-from finetune_api.types import LongText, NonNegativeInt, ShortText
+from finetune_api.types import Count, LongText, ShortText
 
 Phase = Literal["Pending", "Preparing", "Queued", "Running", "Suspended", "Succeeded", "Failed"]
 ConditionType = Literal["Accepted", "Prepared", "Suspended", "Complete", "Failed", "Ready", "Reconciling", "Stalled"]
@@ -37,16 +37,16 @@ class Condition(StatusModel):
     """For a person."""
     last_transition_time: ShortText
     """When `status` last changed."""
-    observed_generation: NonNegativeInt | None = None
+    observed_generation: Count | None = None
     """Generation of the spec that this was said of."""
 
 
 class Progress(StatusModel):
     """How far training is. Rank 0 sends this; it is also in the termination report."""
 
-    step: NonNegativeInt
+    step: Count
     """Optimizer steps done."""
-    total_steps: NonNegativeInt
+    total_steps: Count
     """Optimizer steps in all."""
     epoch: float | None = None
     """Passes over the data."""
@@ -62,13 +62,13 @@ class Progress(StatusModel):
     """Gradient norm before clipping."""
     tokens_per_second: float | None = None
     """Non-pad tokens a second over all devices."""
-    tokens: NonNegativeInt | None = None
+    tokens: Count | None = None
     """Non-pad tokens seen in this and earlier attempts."""
-    peak_memory_bytes: NonNegativeInt | None = None
+    peak_memory_bytes: Count | None = None
     """Largest memory use: of one GPU where there is one, else of the process."""
     percent: Annotated[int, Field(ge=0, le=100)] | None = None
     """100 x step / totalSteps, rounded down."""
-    eta_seconds: NonNegativeInt | None = None
+    eta_seconds: Count | None = None
     """Seconds left at the present speed."""
     display: ShortText | None = None
     """`step/totalSteps percent%`, for the Progress column; the operator writes it."""
@@ -83,7 +83,7 @@ class DroppedRows(StatusModel):
 
     reason: ShortText
     """Why."""
-    count: NonNegativeInt
+    count: Count
     """How many."""
     first: ShortText | None = None
     """File and row of the first."""
@@ -92,19 +92,19 @@ class DroppedRows(StatusModel):
 class DatasetStatus(StatusModel):
     """What the prepare step found."""
 
-    samples: NonNegativeInt
+    samples: Count
     """Samples that are trained on."""
-    validation_samples: NonNegativeInt = 0
+    validation_samples: Count = 0
     """Samples held out."""
     dropped: Annotated[list[DroppedRows], Field(max_length=32)] = []
     """Rows left out, by cause."""
-    truncated: NonNegativeInt = 0
+    truncated: Count = 0
     """Samples that lost turns to `maxLength`."""
-    tokens: NonNegativeInt = 0
+    tokens: Count = 0
     """Tokens that are trained on, without padding."""
-    supervised_tokens: NonNegativeInt = 0
+    supervised_tokens: Count = 0
     """Tokens that the loss is computed on."""
-    sequences: NonNegativeInt = 0
+    sequences: Count = 0
     """Training sequences after packing."""
     digest: ShortText | None = None
     """Hash of the prepared data; equal inputs share it."""
@@ -115,9 +115,9 @@ class DatasetStatus(StatusModel):
 class ModelStatus(StatusModel):
     """The base model as found."""
 
-    parameters: NonNegativeInt | None = None
+    parameters: Count | None = None
     """Parameters of the model."""
-    trainable_parameters: NonNegativeInt | None = None
+    trainable_parameters: Count | None = None
     """Parameters that are trained."""
     digest: ShortText | None = None
     """Commit on the hub, or hash of the files."""
@@ -128,19 +128,19 @@ class ModelStatus(StatusModel):
 class MemoryEstimate(StatusModel):
     """Bytes on one device, by part."""
 
-    weights: NonNegativeInt = 0
+    weights: Count = 0
     """Weights."""
-    gradients: NonNegativeInt = 0
+    gradients: Count = 0
     """Gradients."""
-    optimizer: NonNegativeInt = 0
+    optimizer: Count = 0
     """Optimizer state and master weights."""
-    activations: NonNegativeInt = 0
+    activations: Count = 0
     """Activations kept for the backward pass."""
-    logits: NonNegativeInt = 0
+    logits: Count = 0
     """Logits and their gradients."""
-    buffers: NonNegativeInt = 0
+    buffers: Count = 0
     """Everything else."""
-    total: NonNegativeInt = 0
+    total: Count = 0
     """Sum of the parts."""
 
 
@@ -149,7 +149,7 @@ class MemoryStatus(StatusModel):
 
     estimate: MemoryEstimate | None = None
     """What the prepare step expects."""
-    measured: NonNegativeInt | None = None
+    measured: Count | None = None
     """Peak in bytes that training reached."""
 
 
@@ -169,7 +169,7 @@ class AccelerationStatus(StatusModel):
 class CheckpointStatus(StatusModel):
     """Newest complete checkpoint."""
 
-    step: NonNegativeInt
+    step: Count
     """Optimizer step it was written at."""
     path: ShortText
     """Path in the output."""
@@ -204,13 +204,13 @@ class Failure(StatusModel):
     """One CamelCase word, from the list in docs/failures.md."""
     message: MediumText
     """What is wrong, where, and what to do."""
-    rank: NonNegativeInt | None = None
+    rank: Count | None = None
     """Rank that failed first."""
     exit_code: int | None = None
     """Its exit code."""
     retryable: bool = False
     """Whether a further attempt could help."""
-    attempt: NonNegativeInt | None = None
+    attempt: Count | None = None
     """Attempt that failed; 0 is the prepare step."""
     log_tail: MediumText | None = None
     """Last lines of its log."""
@@ -223,7 +223,7 @@ class FineTuneJobStatus(StatusModel):
     """Where the job is in its life."""
     conditions: Annotated[list[Condition], Field(max_length=16)] = []
     """Conditions, one a type; `Ready`, `Reconciling` and `Stalled` are those that GitOps tools read."""
-    observed_generation: NonNegativeInt | None = None
+    observed_generation: Count | None = None
     """Generation of the spec that this status is about."""
     start_time: ShortText | None = None
     """When the operator took the job up."""
@@ -231,9 +231,9 @@ class FineTuneJobStatus(StatusModel):
     """When it succeeded or failed."""
     method: ShortText | None = None
     """`full`, `freeze`, `lora` or `qlora`."""
-    gpus: NonNegativeInt | None = None
+    gpus: Count | None = None
     """GPUs of all pods together."""
-    attempt: NonNegativeInt | None = None
+    attempt: Count | None = None
     """Training attempts so far."""
     config_hash: ShortText | None = None
     """Hash of the resolved trainer configuration, which also names its ConfigMap."""

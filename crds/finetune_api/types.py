@@ -25,6 +25,8 @@ Quantity = Annotated[str, StringConstraints(max_length=32, pattern=QUANTITY_PATT
 
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""What is counted or measured: bytes, tokens and parameters outgrow 32 bits, and doubles are exact up to this."""
 NonNegativeFloat = Annotated[float, Field(ge=0.0, le=1e9)]
 
 IntOrAuto = Annotated[
