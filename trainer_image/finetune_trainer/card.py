@@ -1,0 +1,89 @@
+"""The model card: what was trained, on what, how, and how well."""
+
+from __future__ import annotations
+
+import yaml
+from finetune_api.status import Progress, Sample
+from finetune_api.trainer_config import TrainerConfig
+
+from finetune_trainer.prepared import Prepared
+
+
+def model_card(
+    config: TrainerConfig, progress: Progress | None, prepared: Prepared, trainable: int, samples: list[Sample]
+) -> str:
+    """README.md of the result, with the front matter that the hub reads."""
+    base = config.model.uri.removeprefix("hf://")
+    front: dict[str, object] = {"library_name": "peft" if config.method.lora else "transformers"}
+    if config.model.uri.startswith("hf://"):
+        front["base_model"] = base
+    front["pipeline_tag"] = "text-generation"
+    front["tags"] = ["finetune-operator", config.stage, "lora" if config.method.lora else "full"]
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(front, sort_keys=False).strip(),
+            "---",
+            "",
+            f"# {config.job.name}",
+            "",
+            f"Made from `{config.model.uri}` (`{prepared.model.digest}`) by a FineTuneJob.",
+            "",
+            *_results(progress),
+            "## Data",
+            "",
+            *(f"- `{source.uri}` ({source.format})" for source in config.sources),
+            "",
+            f"{prepared.dataset.samples} samples, {prepared.dataset.tokens:,} tokens, "
+            f"{prepared.dataset.supervised_tokens:,} of them supervised; "
+            f"{prepared.dataset.validation_samples} samples held out. Digest `{prepared.digest}`.",
+            "",
+            "## Training",
+            "",
+            *_table(config, trainable),
+            "",
+            *_samples(samples),
+            "![loss](loss.png)",
+            "",
+        ]
+    )
+
+
+def _results(progress: Progress | None) -> list[str]:
+    if progress is None:
+        return []
+    rows = [("steps", str(progress.step)), ("training loss", _loss(progress.loss))]
+    if progress.eval_loss is not None:
+        rows.append(("held-out loss before", _loss(progress.initial_eval_loss)))
+        rows.append(("held-out loss after", _loss(progress.eval_loss)))
+    return ["## Result", "", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows), ""]
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _table(config: TrainerConfig, trainable: int) -> list[str]:
+    numbers = config.hyperparameters
+    rows: list[tuple[str, object]] = [("stage", config.stage), ("precision", config.precision)]
+    if config.method.lora is not None:
+        lora = config.method.lora
+        rows += [("method", "LoRA"), ("rank", lora.rank), ("alpha", lora.alpha or 2 * lora.rank)]
+    else:
+        rows.append(("method", "full"))
+    rows += [
+        ("trained parameters", f"{trainable:,}"),
+        ("learning rate", f"{numbers.learning_rate:g} ({numbers.schedule}, warm-up {numbers.warmup_ratio:g})"),
+        ("global batch size", numbers.global_batch_size),
+        ("longest sequence", config.max_length),
+        ("packing", "on" if config.packing else "off"),
+        ("seed", numbers.seed),
+    ]
+    return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def _samples(samples: list[Sample]) -> list[str]:
+    lines: list[str] = []
+    for sample in samples:
+        lines += [f"> {sample.prompt}", "", f"- before: {sample.before}", f"- after: {sample.after}", ""]
+    return ["## Answers", "", *lines] if lines else []

@@ -1,0 +1,142 @@
+"""What is measured beside the training loss: held-out loss, answers to prompts, and that packed samples keep apart."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from finetune_api.failures import ExitCode
+from finetune_api.trainer_config import TrainerConfig
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.batches import Collator
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.interruption import Interruption
+from finetune_trainer.prepared import Sequence, SequenceSet
+
+_PACKING_TOLERANCE = 0.05
+"""Nats a token by which a sample's loss may differ packed and alone: rounding stays below, attention to a neighbour
+does not."""
+
+
+@contextlib.contextmanager
+def evaluating(model: Any, precision: str) -> Iterator[None]:
+    """No gradients, no dropout, the arithmetic of training."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device.type
+    try:
+        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def held_out_loss(
+    model: Any, sequences: SequenceSet, collator: Collator, config: TrainerConfig, interruption: Interruption
+) -> float:
+    """Mean loss of ``sequences`` in nats a supervised token: each token counts the same, whatever its batch.
+
+    Raises:
+        TrainerError: INTERRUPTED.
+    """
+    total, count = 0.0, 0
+    size = int(config.hyperparameters.micro_batch_size)
+    with evaluating(model, config.precision):
+        for start in range(0, len(sequences), size):
+            interruption.check()
+            batch = collator([sequences[i] for i in range(start, min(start + size, len(sequences)))])
+            losses = token_losses(model, batch)
+            total += float(losses.double().sum())
+            count += losses.numel()
+    return total / max(count, 1)
+
+
+def token_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """Loss of each supervised token (nats, fp32), in the batch's order."""
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) for name, value in batch.items() if name not in ("tokens", "labels")}
+    targets = batch["labels"][:, 1:].to(device)
+    logits = model(**inputs).logits[:, :-1]
+    wanted = targets != -100
+    return functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+
+
+def check_packing(model: Any, sequences: SequenceSet, collator: Collator, config: TrainerConfig) -> None:
+    """Hold the loss of a packed sample against its loss alone, on one sequence.
+
+    Whether samples see each other depends on the model's own code: most families of transformers build their mask
+    from position ids, but a repository's code may not, and nothing in the loss curve would show it.
+
+    Raises:
+        TrainerError: ACCELERATION_UNAVAILABLE where they differ.
+    """
+    packed = next((s for s in (sequences[i] for i in range(len(sequences))) if len(s.lengths) > 1), None)
+    if packed is None:
+        return
+    first, second = int(packed.lengths[0]), int(packed.lengths[1])
+    both = _part(packed, 0, first + second, packed.lengths[:2])
+    alone = _part(packed, first, first + second, packed.lengths[1:2])
+    with evaluating(model, config.precision):
+        together = token_losses(model, collator([both]))[-int((alone.labels != -100).sum()) :]
+        separate = token_losses(model, collator([alone]))
+    difference = float((together - separate).abs().mean())
+    if not difference <= _PACKING_TOLERANCE:
+        raise TrainerError(
+            ExitCode.ACCELERATION_UNAVAILABLE,
+            f"dataset.packing: {type(model).__name__} lets packed samples see each other (the loss of one differs by "
+            f"{difference:.3f} nats a token from its loss alone); set packing to false for this model",
+        )
+
+
+def _part(sequence: Sequence, start: int, end: int, lengths: Any) -> Sequence:
+    return Sequence(sequence.input_ids[start:end], sequence.labels[start:end], lengths)
+
+
+def answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_ids: tuple[int, ...],
+    config: TrainerConfig,
+    interruption: Interruption,
+) -> list[str]:
+    """The model's greedy answers to ``evaluation.prompts``.
+
+    Args:
+        model: the model.
+        tokenizer: with the chat template that is trained.
+        stop_token_ids: end an answer.
+        config: the job's.
+        interruption: may end it between two prompts.
+
+    Raises:
+        TrainerError: INTERRUPTED.
+    """
+    device = next(model.parameters()).device
+    found = []
+    with evaluating(model, config.precision):
+        for prompt in config.evaluation.prompts:
+            interruption.check()
+            messages = [{"role": "user", "content": prompt}]
+            if config.template.system is not None:
+                messages.insert(0, {"role": "system", "content": config.template.system})
+            inputs = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            ).to(device)
+            output = model.generate(
+                **inputs,
+                max_new_tokens=config.evaluation.max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                use_cache=True,
+                eos_token_id=list(stop_token_ids) or None,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            new = output[0, inputs["input_ids"].shape[1] :]
+            found.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+    return found

@@ -1,0 +1,99 @@
+"""The result: weights in safetensors, the tokenizer with the chat template that trained them, a model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.reports import ExportReport
+from finetune_api.status import Progress, Sample
+from finetune_api.trainer_config import TrainerConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from finetune_trainer.card import model_card
+from finetune_trainer.errors import writing_to
+from finetune_trainer.files import sha256_file, whole_directory
+from finetune_trainer.log import log
+from finetune_trainer.picture import draw_losses
+from finetune_trainer.prepared import Prepared
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card tells beside the configuration."""
+
+    prepared: Prepared
+    progress: Progress | None
+    trainable: int
+    samples: list[Sample]
+
+
+def export(
+    model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig, facts: Facts, *, history: Path
+) -> ExportReport:
+    """Write ``<output>/adapter`` or ``<output>/model``, whole or not at all.
+
+    Args:
+        model: trained.
+        tokenizer: carries the chat template that trained it.
+        config: the job's.
+        facts: for the card.
+        history: ``progress.jsonl``, for the picture of the loss.
+
+    Raises:
+        TrainerError: the output volume is full or cannot be written.
+    """
+    name = "adapter" if config.method.lora is not None else "model"
+    target = Path(config.paths.output) / name
+    prepared = facts.prepared
+    with writing_to(target, "output"), whole_directory(target) as aside:
+        if config.method.lora is None:
+            # Masters are fp32; what is delivered is what a server would load.
+            model.to(torch.bfloat16 if config.precision == "bf16" else torch.float32)
+            model.config.use_cache = True
+        model.save_pretrained(aside, safe_serialization=True)
+        tokenizer.save_pretrained(aside)
+        _generation_config(model, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
+        if name == "adapter":
+            _name_base(aside / _ADAPTER_CONFIG, config, prepared)
+        (aside / "README.md").write_text(model_card(config, facts.progress, prepared, facts.trainable, facts.samples))
+        draw_losses(history, aside / "loss.png")
+        for file in aside.rglob("*"):  # safetensors writes for its own user alone
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        digest = _digest(aside)
+    log.info("%s is at %s", name, target)
+    return ExportReport(path=name, digest=digest)
+
+
+def _generation_config(model: Any, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]) -> GenerationConfig:
+    base = getattr(model, "generation_config", None)
+    settings = GenerationConfig.from_dict(base.to_dict()) if base is not None else GenerationConfig()
+    known = settings.eos_token_id
+    before = known if isinstance(known, list) else [] if known is None else [known]
+    settings.eos_token_id = list(dict.fromkeys([*stops, *before]))
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+    return settings
+
+
+def _name_base(path: Path, config: TrainerConfig, prepared: Prepared) -> None:
+    """The base as others find it: the hub's name and commit, not a directory of a pod that is gone."""
+    settings = json.loads(path.read_text())
+    settings["base_model_name_or_path"] = config.model.uri.removeprefix("hf://")
+    if config.model.uri.startswith("hf://"):
+        settings["revision"] = prepared.model.digest
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _digest(directory: Path) -> str:
+    """``sha256:`` over the weights' files: names and contents."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        digest.update(f"{file.name}\0{sha256_file(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"

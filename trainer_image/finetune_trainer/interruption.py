@@ -1,0 +1,51 @@
+"""SIGTERM: the pod was told to end. Training saves a checkpoint first; whatever else runs just stops."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from finetune_api.failures import ExitCode
+
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.log import log
+
+
+class Interruption:
+    """Whether the process was told to end. While :meth:`deferred` says so, work is stopped at the next good place;
+    else at once."""
+
+    def __init__(self) -> None:
+        self._told = threading.Event()
+        self._deferred = False
+
+    def listen(self) -> None:
+        """Take SIGTERM and SIGINT from now on. In the main thread only."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._heard)
+
+    def defer(self, *, deferred: bool) -> None:
+        """Let the work in hand come to a good place first, or not."""
+        self._deferred = deferred
+
+    @property
+    def told(self) -> bool:
+        """Whether the process was told to end."""
+        return self._told.is_set()
+
+    def check(self) -> None:
+        """Raise where the process was told to end and may end here.
+
+        Raises:
+            TrainerError: INTERRUPTED.
+        """
+        if self.told and not self._deferred:
+            raise TrainerError(ExitCode.INTERRUPTED, "told to end by SIGTERM")
+
+    def _heard(self, number: int, _frame: FrameType | None) -> None:
+        first = not self.told
+        self._told.set()
+        if first and self._deferred:
+            log.info("%s: stopping at the end of this step", signal.Signals(number).name)
+        self.check()

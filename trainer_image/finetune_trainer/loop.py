@@ -1,0 +1,192 @@
+"""transformers.Trainer with what it lacks: whole checkpoints, a meter of tokens, an end on SIGTERM or a lost loss.
+
+Its private methods that are overridden are those that it calls itself to write a checkpoint; a test resumes from one
+and demands the same weights as without an interruption.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from finetune_api.failures import ExitCode
+from finetune_api.status import Progress
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.interruption import Interruption
+from finetune_trainer.log import log
+from finetune_trainer.progress import ProgressLog
+
+_SMOOTHING = 0.2
+"""Weight of the newest step in the speed that is shown: a step's length varies with its samples."""
+
+
+@dataclass
+class Meter:
+    """Tokens and time. Time that is spent between steps (measuring, saving) is no part of the speed."""
+
+    tokens: int = 0
+    """Non-pad tokens of this and earlier attempts."""
+    initial_eval_loss: float | None = None
+    seconds_per_step: float | None = None
+    tokens_per_second: float | None = None
+    _step_tokens: int = 0
+    _step_begun: float = 0.0
+
+    @classmethod
+    def start(cls, facts: Mapping[str, Any], initial_eval_loss: float | None) -> Meter:
+        """A meter that goes on from what a checkpoint kept."""
+        return cls(tokens=int(facts.get("tokens", 0)), initial_eval_loss=initial_eval_loss)
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._step_begun, self._step_tokens = time.monotonic(), 0
+
+    def add(self, tokens: int) -> None:
+        """A micro-batch of ``tokens`` was computed."""
+        self._step_tokens += tokens
+
+    def end(self) -> None:
+        """The step is done."""
+        seconds = max(time.monotonic() - self._step_begun, 1e-9)
+        self.tokens += self._step_tokens
+        self.seconds_per_step = _smooth(self.seconds_per_step, seconds)
+        self.tokens_per_second = _smooth(self.tokens_per_second, self._step_tokens / seconds)
+
+
+def _smooth(before: float | None, now: float) -> float:
+    return now if before is None else (1 - _SMOOTHING) * before + _SMOOTHING * now
+
+
+class FineTuner(Trainer):
+    """A Trainer that reports, and whose checkpoints are complete or not there."""
+
+    def __init__(
+        self,
+        *,
+        meter: Meter,
+        checkpoints: Checkpoints,
+        progress: ProgressLog,
+        interrupted: Interruption,
+        held_out: Callable[[], float | None],
+        evaluate_every: int | None,
+        **options: Any,
+    ) -> None:
+        self.meter, self.checkpoints, self.progress, self.interrupted = meter, checkpoints, progress, interrupted
+        self._held_out, self._evaluate_every = held_out, evaluate_every
+        self._run_dir: str | None = None
+        self._loss: dict[str, float] = {}
+        super().__init__(callbacks=[_Follower(self)], **options)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether training ended early because the process was told to end."""
+        return self.interrupted.told and self.state.global_step < self.state.max_steps
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> torch.Tensor:
+        """One micro-batch; ``tokens`` in its inputs is for the meter."""
+        self.meter.add(int(inputs.pop("tokens")))
+        return super().training_step(model, inputs, *arguments, **options)
+
+    def reported(self, eval_loss: float | None = None) -> Progress:
+        """Where training is."""
+        state, meter = self.state, self.meter
+        left = max(0, state.max_steps - state.global_step)
+        return Progress(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=round(float(state.epoch or 0.0), 4),
+            loss=self._loss.get("loss"),
+            eval_loss=eval_loss,
+            initial_eval_loss=meter.initial_eval_loss,
+            learning_rate=self._loss.get("learning_rate"),
+            grad_norm=self._loss.get("grad_norm"),
+            tokens_per_second=None if meter.tokens_per_second is None else round(meter.tokens_per_second, 1),
+            tokens=meter.tokens,
+            peak_memory_bytes=_peak_memory(),
+            eta_seconds=None if meter.seconds_per_step is None else round(left * meter.seconds_per_step),
+            updated_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+
+    def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Report the steps since the last time, with the held-out loss where it is due.
+
+        Raises:
+            TrainerError: NON_FINITE_LOSS, INTERRUPTED, or a volume's.
+        """
+        super().log(logs, *arguments, **options)
+        if "loss" not in logs:
+            return  # the summary at the end
+        self._loss = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
+        if not math.isfinite(self._loss["loss"]):
+            saved = self.progress.checkpoint
+            kept = f" The checkpoint of step {saved.step} is good." if saved else ""
+            raise TrainerError(
+                ExitCode.NON_FINITE_LOSS,
+                f"the loss of step {self.state.global_step} is {self._loss['loss']} (gradient norm "
+                f"{self._loss.get('grad_norm')}): training diverged. Lower hyperparameters.learningRate "
+                f"({self.args.learning_rate:g}) or maxGradNorm, or use precision fp32.{kept}",
+            )
+
+        step, total = self.state.global_step, self.state.max_steps
+        due = self._evaluate_every is not None and step % self._evaluate_every == 0 and step < total
+        progress = self.reported(eval_loss=self._held_out() if due else None)
+        self.progress.report(progress)
+        speed = self.meter.tokens_per_second or 0.0
+        held_out = "" if progress.eval_loss is None else f", held out {progress.eval_loss:.4f}"
+        log.info("step %d/%d: loss %.4f%s, %.0f tok/s", step, total, progress.loss, held_out, speed)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._run_dir or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        with self.checkpoints.writing(step, {"tokens": self.meter.tokens}) as aside:
+            self._run_dir = str(aside)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._run_dir = None
+            written = aside / f"checkpoint-{step}"
+            for path in written.iterdir():
+                path.rename(aside / path.name)
+            written.rmdir()
+        self.progress.saved(self.checkpoints.status_of(self.checkpoints.path_of(step)))
+        log.info("checkpoint of step %d", step)
+
+
+class _Follower(TrainerCallback):
+    """Tells the tuner of its steps, and stops it when the process was told to end."""
+
+    def __init__(self, tuner: FineTuner) -> None:
+        self._tuner = tuner
+
+    def on_train_begin(self, *_events: Any, **_options: Any) -> None:
+        self._tuner.progress.report(self._tuner.reported())
+
+    def on_step_begin(self, *_events: Any, **_options: Any) -> None:
+        self._tuner.meter.begin()
+
+    def on_step_end(
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_options: Any
+    ) -> None:
+        self._tuner.meter.end()
+        if self._tuner.interrupted.told and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,166 @@
+"""The model to train: loaded as precision and method want it, adapters added, names of modules checked beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.failures import ExitCode
+from finetune_api.status import AccelerationStatus, ModelStatus
+from finetune_api.trainer_config import TrainerConfig
+from finetune_api.training import LoraMethod
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.log import log
+
+ATTENTION = {"auto": "sdpa", "sdpa": "sdpa", "disabled": "eager"}
+"""Attention implementation of transformers by what the spec asks for."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be trained, and what is really in use."""
+
+    model: PreTrainedModel | Any
+    acceleration: AccelerationStatus
+    status: ModelStatus
+
+
+def choose_device(config: TrainerConfig) -> torch.device:
+    """The CPU, or the GPU that was asked for.
+
+    Raises:
+        TrainerError: ACCELERATION_UNAVAILABLE.
+    """
+    if config.distributed.gpus_per_node == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise TrainerError(
+            ExitCode.ACCELERATION_UNAVAILABLE,
+            "distributed.gpusPerNode asks for a GPU, and torch finds none here; check the node's driver and "
+            "resources.gpuResource, or set gpusPerNode to 0 to train on the CPU",
+        )
+    if config.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise TrainerError(
+            ExitCode.ACCELERATION_UNAVAILABLE,
+            f"precision bf16: the {torch.cuda.get_device_name()} does not have it; use precision: fp32",
+        )
+    return torch.device("cuda")
+
+
+def load_model(config: TrainerConfig, directory: Path, device: torch.device) -> Loaded:
+    """Load the base model and add what the method trains.
+
+    Weights that are trained are held in fp32, whatever the arithmetic runs in (autocast): bf16 masters lose small
+    updates (Micikevicius et al., arXiv 1710.03740). A frozen base is held in ``precision``.
+
+    Raises:
+        TrainerError: MODEL_INVALID, METHOD_INVALID or ACCELERATION_UNAVAILABLE.
+    """
+    frozen = config.method.lora is not None
+    dtype = torch.bfloat16 if frozen and config.precision == "bf16" else torch.float32
+    model, attention = _load(config, directory, dtype)
+    model.config.use_cache = False
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if config.method.lora is not None:
+        model = _with_lora(model, config.method.lora)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    model.to(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    kernels = ["gradient-checkpointing"] if config.acceleration.gradient_checkpointing else []
+    log.info("%s on %s, attention %s: %s of %s parameters are trained (%.2f %%)", type(model).__name__, name,
+             attention, f"{trainable:,}", f"{total:,}", 100 * trainable / total)  # fmt: skip
+    return Loaded(
+        model,
+        AccelerationStatus(device=name, attention=attention, precision=config.precision, kernels=kernels),
+        ModelStatus(parameters=total, trainable_parameters=trainable),
+    )
+
+
+def trainable_parameters(config: TrainerConfig, directory: Path) -> int:
+    """Parameters that would be trained, found without loading a weight; also tries the method's module names.
+
+    Raises:
+        TrainerError: METHOD_INVALID, MODEL_INVALID.
+    """
+    settings = AutoConfig.from_pretrained(directory, trust_remote_code=config.model.trust_remote_code)
+    with torch.device("meta"):
+        try:
+            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.model.trust_remote_code)
+        except ValueError as error:
+            raise _no_causal_model(config, error) from error
+        if config.method.lora is not None:
+            model = _with_lora(model, config.method.lora)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _load(config: TrainerConfig, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
+    wanted = config.acceleration.flash_attention
+    attention = ATTENTION[wanted]
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "trust_remote_code": config.model.trust_remote_code,
+        "use_safetensors": None if config.model.allow_pickle else True,
+        "local_files_only": True,
+    }
+    try:
+        return AutoModelForCausalLM.from_pretrained(directory, attn_implementation=attention, **options), attention
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise _no_causal_model(config, error) from error
+        if wanted == "sdpa":
+            raise TrainerError(
+                ExitCode.ACCELERATION_UNAVAILABLE,
+                f"acceleration.flashAttention: {config.model.uri} has no sdpa attention; use auto",
+            ) from error
+    except (OSError, RuntimeError) as error:
+        raise TrainerError(
+            ExitCode.MODEL_INVALID, f"{config.model.uri} cannot be loaded: {_first_line(error)}"
+        ) from error
+    return AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", **options), "eager"
+
+
+def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
+    return TrainerError(
+        ExitCode.MODEL_INVALID,
+        f"{config.model.uri} is no causal language model that transformers knows: {_first_line(error)}",
+    )
+
+
+def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
+    linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+    known = sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name})
+    _check_names("targetModules", method.target_modules, _names_of(model, linear=True), linear)
+    _check_names("modulesToSave", method.modules_to_save, _names_of(model, linear=False), known)
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method.rank,
+        lora_alpha=method.alpha if method.alpha is not None else 2 * method.rank,
+        lora_dropout=method.dropout,
+        target_modules=list(method.target_modules) or "all-linear",
+        use_rslora=method.rslora,
+        modules_to_save=list(method.modules_to_save) or None,
+    )
+    return get_peft_model(model, settings)
+
+
+def _names_of(model: PreTrainedModel, *, linear: bool) -> list[str]:
+    return [name for name, part in model.named_modules() if name and (isinstance(part, nn.Linear) or not linear)]
+
+
+def _check_names(field: str, wanted: list[str], names: list[str], endings: list[str]) -> None:
+    for name in wanted:
+        if not any(known == name or known.endswith(f".{name}") for known in names):
+            raise TrainerError(
+                ExitCode.METHOD_INVALID,
+                f"method.lora.{field}: the model has no module {name!r}; it has: {', '.join(endings[:40])}",
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:500] if str(error).strip() else type(error).__name__

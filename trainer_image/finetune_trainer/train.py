@@ -1,0 +1,251 @@
+"""``train``: from prepared data and a model to a result, by transformers.Trainer.
+
+What an attempt does is decided by what it finds in the output directory: a finished result is reported again, the
+newest complete checkpoint is gone on from, measurements taken before the first step are not taken twice.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.failures import ExitCode
+from finetune_api.reports import TerminationReport
+from finetune_api.status import MemoryStatus, Sample
+from finetune_api.trainer_config import TrainerConfig
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from finetune_trainer.batches import Collator, Examples
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.errors import TrainerError, writing_to
+from finetune_trainer.evaluate import answers, check_packing, held_out_loss
+from finetune_trainer.export import Facts, export
+from finetune_trainer.files import read_json, write_json
+from finetune_trainer.interruption import Interruption
+from finetune_trainer.log import log
+from finetune_trainer.loop import FineTuner, Meter
+from finetune_trainer.model import Loaded, choose_device, load_model
+from finetune_trainer.prepared import Prepared, load_prepared
+from finetune_trainer.progress import FILE, Poster, ProgressLog
+from finetune_trainer.steps import count_steps
+from finetune_trainer.tokenizer import load_tokenizer
+
+BASELINE = "baseline.json"
+"""What was measured before the first step."""
+RESULT = "result.json"
+"""The report of an attempt that ended well."""
+
+
+def train(
+    config: TrainerConfig, *, attempt: int, interrupted: Interruption, known: dict[str, object]
+) -> TerminationReport:
+    """Train, or go on training, and export.
+
+    Args:
+        config: the job's.
+        attempt: counted from 1; only ever reported.
+        interrupted: whether the process was told to end.
+        known: filled with what the report of a failure can say too.
+
+    Raises:
+        TrainerError: with the exit code that says why.
+    """
+    output = Path(config.paths.output)
+    if (done := read_json(output / RESULT)) is not None:
+        log.info("the result is there already: an earlier attempt was not heard of")
+        return TerminationReport.model_validate(done)
+    run = _Run.prepare(config, attempt, interrupted)
+    try:
+        report = run.go()
+    finally:
+        run.progress.close()
+        reached = {"progress": run.progress.last, "checkpoint": run.progress.checkpoint}
+        known |= {key: value for key, value in reached.items() if value is not None}
+    with writing_to(output / RESULT, "output"):
+        write_json(output / RESULT, report.model_dump(mode="json", by_alias=True, exclude_none=True))
+    return report
+
+
+@dataclass
+class _Run:
+    """One attempt."""
+
+    config: TrainerConfig
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+    loaded: Loaded
+    collator: Collator
+    checkpoints: Checkpoints
+    progress: ProgressLog
+    interrupted: Interruption
+
+    @classmethod
+    def prepare(cls, config: TrainerConfig, attempt: int, interrupted: Interruption) -> _Run:
+        """Load what the prepare step left."""
+        output = Path(config.paths.output)
+        prepared = load_prepared(config)
+        device = choose_device(config)
+        set_seed(config.hyperparameters.seed)
+        tokenizer = load_tokenizer(prepared.model_directory, trust_remote_code=config.model.trust_remote_code)
+        tokenizer.chat_template = prepared.chat_template
+        loaded = load_model(config, prepared.model_directory, device)
+        interrupted.check()
+        with writing_to(output, "output"):
+            output.mkdir(parents=True, exist_ok=True)
+        progress = ProgressLog(output, attempt, Poster.from_environment())
+        progress.acceleration, progress.model = loaded.acceleration, loaded.status
+        return cls(
+            config=config,
+            prepared=prepared,
+            tokenizer=tokenizer,
+            loaded=loaded,
+            collator=Collator(int(tokenizer.pad_token_id or 0), packed=config.packing),  # type: ignore[arg-type]
+            checkpoints=Checkpoints(output, config.checkpoint.keep),
+            progress=progress,
+            interrupted=interrupted,
+        )
+
+    def go(self) -> TerminationReport:
+        if self.config.packing:
+            check_packing(self.loaded.model, self.prepared.train, self.collator, self.config)
+        baseline = self.baseline()
+        start = self.checkpoints.newest()
+        meter = Meter.start(self.checkpoints.facts_of(start) if start else {}, baseline.get("evalLoss"))
+        trainer = self.trainer(meter)
+        if start is not None:
+            log.info("going on from %s", start.name)
+            self.progress.checkpoint = self.checkpoints.status_of(start)
+        self.fit(trainer, start)
+        last = self.measure(trainer, meter)
+        samples = self.samples(baseline, self.answer())
+        result = export(
+            self.loaded.model,
+            self.tokenizer,
+            self.config,
+            Facts(self.prepared, last, self.loaded.status.trainable_parameters or 0, samples),
+            history=Path(self.config.paths.output) / FILE,
+        )
+        return TerminationReport(
+            step="train",
+            message=None,
+            model=self.loaded.status,
+            memory=MemoryStatus(measured=last.peak_memory_bytes),
+            acceleration=self.loaded.acceleration,
+            progress=last,
+            checkpoint=self.progress.checkpoint,
+            output=result,
+            samples=samples,
+        )
+
+    # -- before and after --------------------------------------------------------------------------------------
+
+    def baseline(self) -> dict[str, Any]:
+        """Held-out loss and answers of the base model: measured once a job, before the first step."""
+        path = Path(self.config.paths.output) / BASELINE
+        known = read_json(path)
+        if known is not None:
+            return dict(known)
+        measured = {"evalLoss": self.held_out(), "answers": self.answer()}
+        if measured["evalLoss"] is not None:
+            log.info("held-out loss before training: %.4f", measured["evalLoss"])
+        with writing_to(path, "output"):
+            write_json(path, measured)
+        return measured
+
+    def held_out(self) -> float | None:
+        if len(self.prepared.validation) == 0:
+            return None
+        return held_out_loss(self.loaded.model, self.prepared.validation, self.collator, self.config, self.interrupted)
+
+    def answer(self) -> list[str]:
+        if not self.config.evaluation.prompts:
+            return []
+        stops = self.prepared.stop_token_ids
+        return answers(self.loaded.model, self.tokenizer, stops, self.config, self.interrupted)
+
+    def samples(self, baseline: dict[str, Any], after: list[str]) -> list[Sample]:
+        prompts = self.config.evaluation.prompts
+        before = baseline.get("answers") or [None] * len(prompts)
+        return [Sample(prompt=p, before=b, after=a) for p, b, a in zip(prompts, before, after, strict=True)]
+
+    def measure(self, trainer: FineTuner, meter: Meter) -> Any:
+        """The last report, with the held-out loss of the trained model."""
+        last = trainer.reported(eval_loss=self.held_out())
+        if last.eval_loss is not None:
+            log.info("held-out loss: %.4f before, %.4f after", meter.initial_eval_loss or 0.0, last.eval_loss)
+        self.progress.report(last)
+        return last
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def trainer(self, meter: Meter) -> FineTuner:
+        return FineTuner(
+            model=self.loaded.model,
+            args=self.arguments(),
+            train_dataset=Examples(self.prepared.train),
+            data_collator=self.collator,
+            meter=meter,
+            checkpoints=self.checkpoints,
+            progress=self.progress,
+            interrupted=self.interrupted,
+            held_out=self.held_out,
+            evaluate_every=self.config.evaluation.every_steps,
+        )
+
+    def arguments(self) -> TrainingArguments:
+        config, numbers = self.config, self.config.hyperparameters
+        steps = count_steps(numbers, len(self.prepared.train))
+        on_cpu = config.distributed.gpus_per_node == 0
+        return TrainingArguments(
+            output_dir=str(self.checkpoints.directory),
+            max_steps=steps.total,
+            per_device_train_batch_size=steps.micro_batch,
+            gradient_accumulation_steps=steps.accumulation,
+            learning_rate=numbers.learning_rate,
+            lr_scheduler_type="constant_with_warmup" if numbers.schedule == "constant" else numbers.schedule,
+            warmup_steps=steps.warmup,
+            weight_decay=numbers.weight_decay,
+            max_grad_norm=numbers.max_grad_norm,
+            neftune_noise_alpha=numbers.neftune_alpha or None,
+            optim="adamw_torch" if on_cpu else "adamw_torch_fused",
+            seed=numbers.seed,
+            data_seed=numbers.seed,
+            bf16=config.precision == "bf16",
+            use_cpu=on_cpu,
+            gradient_checkpointing=config.acceleration.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            logging_strategy="steps",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=config.checkpoint.every_steps,
+            eval_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=not on_cpu,
+        )
+
+    def fit(self, trainer: FineTuner, start: Path | None) -> None:
+        begun = time.monotonic()
+        self.interrupted.defer(deferred=True)
+        try:
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        except torch.OutOfMemoryError as error:
+            raise TrainerError(
+                ExitCode.CUDA_OUT_OF_MEMORY,
+                f"the GPU is out of memory in step {trainer.state.global_step + 1}: "
+                f"{str(error).split('. ')[0]}. Lower hyperparameters.microBatchSize "
+                f"({self.config.hyperparameters.micro_batch_size}) or dataset.maxLength ({self.config.max_length}), "
+                "or set acceleration.gradientCheckpointing",
+            ) from error
+        finally:
+            self.interrupted.defer(deferred=False)
+        if trainer.stopped:
+            step = trainer.state.global_step
+            raise TrainerError(ExitCode.INTERRUPTED, f"told to end; a checkpoint was saved at step {step}")
+        log.info("trained to step %d in %.0f s", trainer.state.global_step, time.monotonic() - begun)
