@@ -37,7 +37,8 @@ EXPECTED_RENDER = (
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "finetune-operator" / "model"
+    base = os.environ.get("FINETUNE_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/finetune-operator"
+    default = Path(base).expanduser() / "model"
     parser.add_argument("--cache", type=Path, default=default, help=f"cache directory (default {default})")
     cache: Path = parser.parse_args().cache
     target = cache / "hub" / f"models--{REPOSITORY.replace('/', '--')}"

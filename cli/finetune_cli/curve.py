@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import plotext
+import plotext  # type: ignore[import-untyped]
 from finetune_api.status import Progress
 from pydantic import ValidationError
 from rich.text import Text

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from finetune_api.job import FineTuneJob
-from finetune_api.status import DatasetStatus, FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,7 +15,7 @@ from finetune_cli import words
 from finetune_cli.console import note, out
 from finetune_cli.kubectl import RESOURCE, Kubectl, parse_job
 from finetune_cli.progress_view import describe
-from finetune_cli.results import held_out, show_failure, show_samples
+from finetune_cli.results import describe_dataset, describe_model, held_out, show_failure, show_samples
 
 _STYLES = {"Succeeded": "green", "Failed": "bold red", "Running": "cyan", "Preparing": "cyan", "Suspended": "yellow"}
 
@@ -101,13 +101,12 @@ def _facts(job: FineTuneJob, now: datetime) -> Iterator[tuple[str, str]]:
         yield "Progress", describe(status.progress)
         yield "Held-out loss", held_out(status.progress)
     if status.dataset:
-        yield "Data", _dataset(status.dataset)
+        yield "Data", describe_dataset(status.dataset)
         for dropped in status.dataset.dropped:
             first = f", first {dropped.first}" if dropped.first else ""
             yield "", f"{dropped.count} rows left out: {dropped.reason}{first}"
     if status.model:
-        trainable, every = words.number(status.model.trainable_parameters), words.number(status.model.parameters)
-        yield "Parameters", f"{trainable} of {every} are trained"
+        yield "Parameters", describe_model(status.model)
         yield "Architecture", status.model.architecture or ""
         yield "Model digest", status.model.digest or ""
     if status.memory:
@@ -127,12 +126,3 @@ def _facts(job: FineTuneJob, now: datetime) -> Iterator[tuple[str, str]]:
 def _took(status: FineTuneJobStatus) -> str:
     start, end = words.parse_time(status.start_time), words.parse_time(status.completion_time)
     return words.duration((end - start).total_seconds()) if start and end else ""
-
-
-def _dataset(found: DatasetStatus) -> str:
-    reused = ", prepared by an earlier job" if found.reused else ""
-    return (
-        f"{words.number(found.samples)} samples in {words.number(found.sequences)} sequences, "
-        f"{words.number(found.validation_samples)} held out, {words.number(found.truncated)} truncated; "
-        f"{words.number(found.tokens)} tokens, {words.number(found.supervised_tokens)} of them supervised{reused}"
-    )

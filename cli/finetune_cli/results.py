@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_api.failures import REASONS, FailureReason
-from finetune_api.status import Failure, Progress, Sample
+from finetune_api.status import DatasetStatus, Failure, ModelStatus, Progress, Sample
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -50,3 +50,18 @@ def show_samples(samples: Sequence[Sample], console: Console = out) -> None:
         table.add_row("before", Text(sample.before if sample.before is not None else "(not asked)"))
         table.add_row("after", Text(sample.after if sample.after is not None else "(not asked)", style="green"))
         console.print(table)
+
+
+def describe_dataset(found: DatasetStatus) -> str:
+    """What the prepare step found in the data, in a line."""
+    reused = ", prepared by an earlier job" if found.reused else ""
+    return (
+        f"{words.number(found.samples)} samples in {words.number(found.sequences)} sequences, "
+        f"{words.number(found.validation_samples)} held out, {words.number(found.truncated)} truncated; "
+        f"{words.number(found.tokens)} tokens, {words.number(found.supervised_tokens)} of them supervised{reused}"
+    )
+
+
+def describe_model(model: ModelStatus) -> str:
+    """How many parameters are trained."""
+    return f"{words.number(model.trainable_parameters)} of {words.number(model.parameters)} parameters are trained"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from finetune_api.validation import validate_manifest
 from rich.text import Text
 
-from finetune_api.validation import validate_manifest
 from finetune_cli.console import err, out
 from finetune_cli.documents import Document, read_documents
 from finetune_cli.errors import CliError
@@ -33,13 +33,13 @@ def validate(paths: list[str], *, local: bool) -> bool:
     return not wrong
 
 
-def report(document: Document, *, local: bool) -> int:
-    """Print what is wrong with ``document``, or that nothing is; the number of findings."""
+def report(document: Document, *, local: bool, quiet: bool = False) -> int:
+    """Print what is wrong with ``document``, or unless ``quiet`` that nothing is; the number of findings."""
     findings = validate_manifest(document.body, local=local)
     for finding in findings:
         place = f"{document.file}:{document.line_of(finding.field)}: "
         out.print(Text.assemble((place, "bold"), (finding.field, "red"), f": {finding.message}"))
-    if not findings:
+    if not findings and not quiet:
         place = f"{document.file}:{document.line}: "
         out.print(Text.assemble((place, "bold"), f"{document.kind} {document.name} ", ("is valid", "green")))
     return len(findings)

@@ -134,9 +134,9 @@ class VolumePod:
         tar = ["tar", "-C", f"{MOUNT}/{directory}", "--no-same-owner", "--no-same-permissions", "-xf", "-"]
         process = subprocess.Popen(self._exec("--stdin", *tar), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdin is not None  # noqa: S101 - as Popen was called
-        with contextlib.suppress(BrokenPipeError):  # tar says why, below
-            with tarfile.open(fileobj=process.stdin, mode="w|") as archive:
-                archive.add(source, arcname=".", filter=_group_writable)
+        # A broken pipe: tar says why, below.
+        with contextlib.suppress(BrokenPipeError), tarfile.open(fileobj=process.stdin, mode="w|") as archive:
+            archive.add(source, arcname=".", filter=_group_writable)
         _, stderr = process.communicate()
         if process.returncode:
             raise CliError(f"{source} could not be copied to the claim: {stderr.decode().strip()}")
