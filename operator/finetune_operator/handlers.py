@@ -16,26 +16,31 @@ from finetune_api.base import GROUP, VERSION
 from finetune_operator.core import names
 from finetune_operator.reconciler import Reconciler
 
+WATCHED = (GROUP, VERSION, "finetunejobs"), ("batch", "v1", "jobs"), ("", "v1", "pods")
+"""Kinds that are watched."""
+WATCHER = "watcher for "
+"""How kopf names the task of a watch, the kind follows."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 def make_registry(reconciler: Reconciler) -> kopf.OperatorRegistry:
     """Handlers that feed ``reconciler``."""
     registry = kopf.OperatorRegistry()
+    finetunejobs, jobs, pods = WATCHED
 
     @kopf.on.login(registry=registry)
     def login(**kwargs: Any) -> Any:
         return _service_account() or kopf.login_with_kubeconfig(**kwargs)
 
-    @kopf.on.event(GROUP, VERSION, "finetunejobs", registry=registry)
+    @kopf.on.event(*finetunejobs, registry=registry)
     async def finetunejob(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's name
         reconciler.saw_job(_plain(body), deleted=type == "DELETED")
 
-    @kopf.on.event("batch", "v1", "jobs", labels={names.JOB_LABEL: kopf.PRESENT}, registry=registry)
+    @kopf.on.event(*jobs, labels={names.JOB_LABEL: kopf.PRESENT}, registry=registry)
     async def job(body: kopf.Body, **_: Any) -> None:
         reconciler.saw_child(_plain(body))
 
-    @kopf.on.event("", "v1", "pods", labels={names.JOB_LABEL: kopf.PRESENT}, registry=registry)
+    @kopf.on.event(*pods, labels={names.JOB_LABEL: kopf.PRESENT}, registry=registry)
     async def pod(body: kopf.Body, **_: Any) -> None:
         reconciler.saw_child({"kind": "Pod", **_plain(body)})
 

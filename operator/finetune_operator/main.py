@@ -38,6 +38,13 @@ def main() -> None:
     except ApiError as error:
         logger.critical("%s", error)
         sys.exit(1)
+    except PartEndedError as error:
+        logger.critical("%s", error, exc_info=error.__cause__)
+        sys.exit(1)
+
+
+class PartEndedError(RuntimeError):
+    """A part of the operator ended that should not have; the pod had better start anew."""
 
 
 async def run(settings: Settings) -> None:
@@ -45,7 +52,7 @@ async def run(settings: Settings) -> None:
 
     Raises:
         ApiError: the API server cannot be reached, or does not let us keep our certificate.
-        RuntimeError: a part of the operator ended by itself.
+        PartEndedError: a part of the operator ended by itself.
     """
     stop = asyncio.Event()
     _stop_on_signals(stop)
@@ -79,6 +86,7 @@ async def _run(settings: Settings, api: ApiClient, stop: asyncio.Event) -> None:
             "the resync": _resync(reconciler, settings.resync_seconds),
             "the heartbeat": health.heartbeat(cluster),
             "the certificate's renewal": tls.keep(),
+            "the look at the watches": watches.look_after(),
         }
         tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
         watching = asyncio.create_task(watches.run(), name="the watches")
@@ -99,6 +107,9 @@ async def _run(settings: Settings, api: ApiClient, stop: asyncio.Event) -> None:
 class Watches:
     """kopf, embedded."""
 
+    start_seconds, look_seconds = 60.0, 5.0
+    """How long all watches may take to begin, and the time between two looks at them."""
+
     def __init__(self, settings: Settings, reconciler: Reconciler) -> None:
         self._settings, self._reconciler = settings, reconciler
         self.stop, self.ready = asyncio.Event(), asyncio.Event()
@@ -115,6 +126,30 @@ class Watches:
             ready_flag=self.ready,
         )
 
+    async def look_after(self) -> None:
+        """Until cancelled, see to it that every watch lives.
+
+        kopf goes on without a watch that the API server refused (403, 404, 500), deaf to that kind from then on, and
+        waits in silence for a kind that the API server does not know.
+
+        Raises:
+            PartEndedError: a watch has ended or has not begun.
+        """
+        await self.ready.wait()
+        wanted = len(handlers.WATCHED) * max(1, len(self._settings.namespaces))
+        begun = asyncio.get_running_loop().time()
+        seen: set[asyncio.Task[object]] = set()
+        while True:
+            seen |= {task for task in asyncio.all_tasks() if task.get_name().startswith(handlers.WATCHER)}
+            for task in seen:
+                if task.done():
+                    error = None if task.cancelled() else task.exception()
+                    raise PartEndedError(f"the {task.get_name()} has ended") from error
+            if len(seen) < wanted and asyncio.get_running_loop().time() - begun > self.start_seconds:
+                missing = f"{len(seen)} of {wanted} watches have begun"
+                raise PartEndedError(f"{missing}; are the CRDs installed, and may the operator list and watch?")
+            await asyncio.sleep(self.look_seconds)
+
 
 async def _until_one_ends(tasks: set[asyncio.Task[None]], stop: asyncio.Event) -> None:
     stopping = asyncio.create_task(stop.wait())
@@ -125,7 +160,7 @@ async def _until_one_ends(tasks: set[asyncio.Task[None]], stop: asyncio.Event) -
     stopping.cancel()
     for task in done - {stopping}:
         error = task.exception() if not task.cancelled() else None
-        raise RuntimeError(f"{task.get_name()} ended by itself") from error
+        raise PartEndedError(f"{task.get_name()} ended by itself: {error!r}") from error
 
 
 async def _announce(watches: Watches, health: Health, settings: Settings, stop: asyncio.Event) -> None:

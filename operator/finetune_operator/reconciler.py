@@ -1,4 +1,4 @@
-"""Joins the pure decisions to the cluster: observe, decide, apply, write, delete, tell.
+"""Joins the pure decisions to the cluster: observe, decide, apply, write, tell, delete.
 
 What it remembers is only ever an optimization or a courtesy: how far a job was when it was last heard of, pods that
 ended and were removed before anyone could ask why, progress that is not written yet. Without it the same happens
@@ -19,7 +19,7 @@ from finetune_api.job import ObjectMeta
 from finetune_api.profile import TrainingProfile
 from finetune_api.reports import ProgressReport
 
-from finetune_operator.cluster.errors import CONFLICT, FORBIDDEN, UNPROCESSABLE, ApiError
+from finetune_operator.cluster.errors import CONFLICT, FORBIDDEN, NOT_FOUND, UNPROCESSABLE, ApiError
 from finetune_operator.cluster.objects import Cluster
 from finetune_operator.core import names
 from finetune_operator.core.children import Observed
@@ -77,12 +77,20 @@ class Reconciler:
         meta = body["metadata"]
         key = (meta["namespace"], meta["name"])
         if deleted:
-            self.forget(key)
+            known = self.known.get(key)
+            if known is None or known.uid == meta["uid"]:  # else a new one of that name was heard of first
+                self.forget(key)
             return
-        status = body.get("status") or {}
-        self.known[key] = Known(meta["uid"], status.get("phase") or "Pending", status.get("attempt") or 0)
+        self._note(key, body)
         if self._own_versions.get(key) != meta.get("resourceVersion"):  # else it is what we wrote ourselves
             self.queue.add(key)
+
+    def _note(self, key: Key, body: Body) -> bool:
+        """Keep in mind how far ``body`` is; whether that is news."""
+        status = body.get("status") or {}
+        now = Known(body["metadata"]["uid"], status.get("phase") or "Pending", status.get("attempt") or 0)
+        before, self.known[key] = self.known.get(key), now
+        return before != now
 
     def saw_child(self, body: Body) -> None:
         """A Job or pod with our label was listed, changed or deleted."""
@@ -121,9 +129,9 @@ class Reconciler:
         for key in self.known.keys() - listed:
             self.queue.add(key)
         for body in bodies:
-            self.saw_job(body)
-            if (body.get("status") or {}).get("phase") not in FINAL:
-                self.queue.add((body["metadata"]["namespace"], body["metadata"]["name"]))
+            key = (body["metadata"]["namespace"], body["metadata"]["name"])
+            if self._note(key, body) or self.known[key].phase not in FINAL:
+                self.queue.add(key)
 
     # -- what is done ------------------------------------------------------------------------------------------
 
@@ -148,18 +156,30 @@ class Reconciler:
             for item in decision.apply:
                 await self.cluster.apply(item)
         except ApiError as error:
-            await self._refused(key, body, error, now)
+            if error.status in (400, FORBIDDEN, CONFLICT, UNPROCESSABLE):
+                # Say it in the status: whoever reads that can mend it, our log is not theirs.
+                said = refuse(body, str(error), now, final=error.status in (400, UNPROCESSABLE))
+                if await self._carry_out(key, body, said) and said.status.phase in FINAL:
+                    return _SOON
             raise
+        if not await self._carry_out(key, body, decision, observed.progress):
+            return _SOON
+        return self._due_again(key, decision)
+
+    async def _carry_out(
+        self, key: Key, body: Body, decision: Decision, progress: ProgressReport | None = None
+    ) -> bool:
+        """Write, tell, delete. False where the job changed or went since it was read: decide anew."""
         try:
-            written = await self._write(key, body, decision, observed)
+            written = await self._write(key, body, decision, progress)
         except ApiError as error:
-            if error.status == CONFLICT:  # the job changed since it was read: decide anew
-                return _SOON
+            if error.status in (CONFLICT, NOT_FOUND):
+                return False
             raise
+        await self._tell(written or body, decision)
         for name in decision.delete_jobs:
             await self.cluster.delete_job(key[0], name)
-        await self._tell(written or body, decision)
-        return self._due_again(key, decision)
+        return True
 
     async def _observe(self, key: Key, body: Body, now: datetime) -> Observed:
         # Jobs before pods: a Job that is complete then has its pods' last words in a list that is newer.
@@ -182,7 +202,7 @@ class Reconciler:
             authority=self._authority(),
         )
 
-    async def _write(self, key: Key, body: Body, decision: Decision, observed: Observed) -> Body | None:
+    async def _write(self, key: Key, body: Body, decision: Decision, progress: ProgressReport | None) -> Body | None:
         patch = status_patch(body.get("status") or {}, decision.status)
         written = None
         if patch is not None:
@@ -190,8 +210,8 @@ class Reconciler:
             self.metrics.status_writes.inc()
             self._own_versions[key] = written["metadata"]["resourceVersion"]
             self.saw_job(written)
-        if observed.progress is not None:
-            if self._progress.get(key) is observed.progress:
+        if progress is not None:
+            if self._progress.get(key) is progress:
                 del self._progress[key]
             self._progress_written[key] = time.monotonic()
         return written
@@ -210,17 +230,6 @@ class Reconciler:
     def _count(self, note: Note, decision: Decision) -> None:
         if note.reason in ("Failed", "Retrying") and decision.status.failure:
             self.metrics.failures.labels(reason=decision.status.failure.reason).inc()
-
-    async def _refused(self, key: Key, body: Body, error: ApiError, now: datetime) -> None:
-        """Say in the status what the API server will not have; whoever reads it can mend it, our log is not theirs."""
-        if error.status not in (400, FORBIDDEN, CONFLICT, UNPROCESSABLE):
-            return
-        status = refuse(body, str(error), now, final=error.status in (400, UNPROCESSABLE))
-        patch = status_patch(body.get("status") or {}, status)
-        if patch is not None:
-            written = await self.cluster.patch_status(body, patch)
-            self._own_versions[key] = written["metadata"]["resourceVersion"]
-            self.saw_job(written)
 
     def _due_again(self, key: Key, decision: Decision) -> float | None:
         if key not in self._progress:

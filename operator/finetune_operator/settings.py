@@ -22,7 +22,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the operator is told from outside. README.md lists the variables."""
+    """All that the operator is told from outside. docs/settings.md lists the variables."""
 
     core: CoreSettings
     namespace: str
@@ -56,9 +56,9 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     reader = _Reader(os.environ if environment is None else environment)
     namespace = reader.text("FINETUNE_NAMESPACE", _own_namespace())
     service = reader.text("FINETUNE_SERVICE", "finetune-operator")
-    port = int(reader.number("FINETUNE_PROGRESS_PORT", 8443, at_least=0))
+    port = reader.whole("FINETUNE_PROGRESS_PORT", 8443, at_least=1, at_most=65535)
     url = reader.text("FINETUNE_PROGRESS_URL", f"https://{service}.{namespace}.svc:{port}").rstrip("/")
-    if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
+    if not _is_base(url):
         reader.problems.append(f"FINETUNE_PROGRESS_URL must be https://host:port, not {url!r}")
     watched = tuple(part for part in re.split(r"[\s,]+", reader.text("FINETUNE_WATCH_NAMESPACES", "")) if part)
     for name in (*watched, namespace):
@@ -84,9 +84,9 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         namespace=namespace,
         namespaces=tuple(dict.fromkeys(watched)),
         progress_port=port,
-        metrics_port=int(reader.number("FINETUNE_METRICS_PORT", 8080)),
+        metrics_port=reader.whole("FINETUNE_METRICS_PORT", 8080, at_least=1, at_most=65535),
         tls_secret=reader.text("FINETUNE_TLS_SECRET", "finetune-operator-tls"),
-        workers=int(reader.number("FINETUNE_WORKERS", 8, at_least=1)),
+        workers=reader.whole("FINETUNE_WORKERS", 8, at_least=1, at_most=1000),
         resync_seconds=reader.number("FINETUNE_RESYNC_SECONDS", 300, at_least=1),
         log_format="plain" if log_format == "plain" else "json",
         log_level=reader.one_of("FINETUNE_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
@@ -98,6 +98,14 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
 
 def _own_namespace() -> str:
     return NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default"
+
+
+def _is_base(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "https" and bool(parts.hostname) and (parts.port or 443) > 0 and not parts.query
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        return False
 
 
 class _Reader:
@@ -124,6 +132,13 @@ class _Reader:
             self.problems.append(f"{name} must be a number of at least {at_least:g}, not {text!r}")
             return default
         return value
+
+    def whole(self, name: str, default: int, *, at_least: int, at_most: int) -> int:
+        text = self.text(name, str(default))
+        if not text.isdecimal() or not at_least <= int(text) <= at_most:
+            self.problems.append(f"{name} must be a whole number from {at_least} to {at_most}, not {text!r}")
+            return default
+        return int(text)
 
     def one_of(self, name: str, default: str, choices: tuple[str, ...]) -> str:
         value = self.text(name, default)

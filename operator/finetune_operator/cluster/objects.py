@@ -81,16 +81,19 @@ class Cluster:
             await self._check_owner(body)
 
     async def _check_owner(self, body: Body) -> None:
-        """A Job that is there already is as good as created, if it is ours."""
+        """A Job that is there already is as good as created, if it is ours and stays."""
         owners = body["metadata"].get("ownerReferences")
         if not owners:
             return
-        existing = await self._get(object_path(body)) or {}
-        uids = {owner["uid"] for owner in existing.get("metadata", {}).get("ownerReferences") or ()}
-        if existing and owners[0]["uid"] not in uids:
-            name = body["metadata"]["name"]
+        name = body["metadata"]["name"]
+        what = f"create {body['kind']} {name}"
+        existing = await self._get(object_path(body))
+        if existing is None or "deletionTimestamp" in existing["metadata"]:
+            raise ApiError(CONFLICT, f"an earlier {body['kind']} {name} is just being deleted", what=what)
+        uids = {owner["uid"] for owner in existing["metadata"].get("ownerReferences") or ()}
+        if owners[0]["uid"] not in uids:
             told = f"{body['kind']} {name} exists and belongs to somebody else; delete or rename it"
-            raise ApiError(CONFLICT, told, what=f"create {body['kind']} {name}")
+            raise ApiError(CONFLICT, told, what=what)
 
     async def patch_status(self, body: Body, patch: Body) -> Body:
         """Merge ``patch`` into the status of the FineTuneJob ``body`` and give what it is now. (patch
@@ -127,7 +130,10 @@ class Cluster:
         event = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{meta['name'][:220]}.{uuid.uuid4().hex[:16]}", "namespace": meta["namespace"]},
+            "metadata": {
+                "name": f"{meta['name'][:220].rstrip('-.')}.{uuid.uuid4().hex[:16]}",
+                "namespace": meta["namespace"],
+            },
             "involvedObject": {
                 "apiVersion": API_VERSION,
                 "kind": "FineTuneJob",

@@ -14,7 +14,7 @@ from finetune_api.reports import ProgressReport
 from finetune_api.status import Progress
 from pydantic import ValidationError
 
-MAX_STEPS = 2**31 - 1
+MAX_COUNT = 2**53
 
 
 class BadBody(ValueError):  # noqa: N818 - says what it is
@@ -53,10 +53,10 @@ def _from_kubeflow(status: Any) -> Progress:
     percent = None if percent is None else min(100.0, max(0.0, percent))
     total = metrics.get("total_steps")
     step = metrics.get("current_step")
-    if total is None:  # a percentage is all it knows: hundredths are its steps
+    if total is None:  # a percentage is all it knows, as at the end of training: steps stay as they were told before
         if percent is None:
             raise BadBody("trainerStatus: neither progressPercentage nor the metric total_steps is there")
-        total, step = 100.0, percent
+        total, step = 0.0, 0.0
     elif step is None:
         step = total * (percent or 0.0) / 100.0
     remaining = _number(status.get("estimatedRemainingSeconds"), "estimatedRemainingSeconds")
@@ -68,6 +68,8 @@ def _from_kubeflow(status: Any) -> Progress:
         eval_loss=metrics.get("eval_loss"),
         learning_rate=metrics.get("learning_rate"),
         grad_norm=metrics.get("grad_norm"),
+        tokens_per_second=metrics.get("train_tokens_per_second"),
+        tokens=_count(metrics["num_input_tokens_seen"]) if "num_input_tokens_seen" in metrics else None,
         percent=None if percent is None else int(percent),
         eta_seconds=None if remaining is None else _count(remaining),
     )
@@ -102,4 +104,4 @@ def _number(value: Any, name: str) -> float | None:
 
 
 def _count(value: float) -> int:
-    return max(0, min(MAX_STEPS, int(value)))
+    return max(0, min(MAX_COUNT, int(value)))

@@ -20,7 +20,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Decision:
-    """In the order in which it is carried out: apply, write, delete, tell."""
+    """Carried out in this order: apply, write, tell, delete."""
 
     status: FineTuneJobStatus
     apply: Sequence[dict[str, Any]] = ()

@@ -21,7 +21,7 @@ Body = dict[str, Any]
 R = FailureReason
 LOG_CHARACTERS = 2048
 MESSAGE_CHARACTERS = 4000
-_SIGKILL, _SIGTERM = 137, 143
+_SIGKILL = 137
 
 _DISRUPTIONS: dict[str, FailureReason] = {
     "PreemptionByScheduler": R.PREEMPTED,

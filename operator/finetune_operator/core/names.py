@@ -58,7 +58,10 @@ def config_map(name: str, digest: str) -> str:
 
 def service(name: str) -> str:
     """Name of the headless Service. Services, unlike Jobs, must begin with a letter (RFC 1035)."""
-    return child(name if name[0].isalpha() else f"ftj-{name}", TRAIN)
+    if name[0].isalpha():
+        return child(name, TRAIN)
+    room = _LIMIT - len(TRAIN) - 1
+    return f"{_fit(f'ftj-{name}'.replace('.', '-'), room, original=name)}-{TRAIN}"  # hashed: ftj-… may be a job too
 
 
 def output_claim(name: str) -> str:

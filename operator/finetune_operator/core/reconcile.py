@@ -63,9 +63,9 @@ def decide(body: Body, observed: Observed, now: datetime, settings: CoreSettings
     return _Reconciliation(body, observed, now, settings).decide()
 
 
-def refuse(body: Body, message: str, now: datetime, *, final: bool) -> FineTuneJobStatus:
-    """The status where the API server will not have what we apply: an end where the spec is to blame, else a wait
-    that says what stands in the way, such as a quota."""
+def refuse(body: Body, message: str, now: datetime, *, final: bool) -> Decision:
+    """Where the API server will not have what we apply: an end where the spec is to blame, else a wait that says
+    what stands in the way, such as a quota."""
     run = _Reconciliation(body, Observed(), now, None)
     if final:
         run.fail(
@@ -73,7 +73,7 @@ def refuse(body: Body, message: str, now: datetime, *, final: bool) -> FineTuneJ
         )
     else:
         run.wait(run.before.phase or "Pending", "Refused", f"The API server refuses: {message}", None)
-    return run.decision().status
+    return run.decision()
 
 
 class _Reconciliation:
@@ -101,16 +101,14 @@ class _Reconciliation:
     def decide(self) -> Decision:
         if is_deleted(self.body):
             return Decision(status=self.before)
+        self.conditions.touch()
         if self.before.phase in FINAL:
-            self.conditions.touch()
             self.stop_children()
             return self.decision()
         try:
             plan = self.accept()
         except Refused as refused:
-            if not self.conditions.holds("Accepted"):
-                self.conditions.set("Accepted", holds=False, reason=refused.reason, message=refused.message)
-            self.fail(failures.failure(refused.reason, refused.message, attempt=0))
+            self.refused(refused)
         else:
             if self.conditions.holds("Prepared"):
                 self.train(plan)
@@ -150,6 +148,21 @@ class _Reconciliation:
         )
         return plan
 
+    def refused(self, refused: Refused) -> None:
+        """An end; but for a profile, which may be applied a moment after the job, there is a time of grace."""
+        trouble = None
+        if refused.reason is R.PROFILE_NOT_FOUND:
+            created = times.parse(self.body["metadata"].get("creationTimestamp")) or self.now
+            deadline = created + timedelta(seconds=self.settings.start_grace)
+            trouble = Trouble(refused.reason, refused.message, deadline)
+        if trouble is not None and not self.is_over(trouble):
+            self.conditions.set("Accepted", holds=None, reason=refused.reason, message=refused.message)
+            self.bear(trouble, "Pending")
+            return
+        if not self.conditions.holds("Accepted"):
+            self.conditions.set("Accepted", holds=False, reason=refused.reason, message=refused.message)
+        self.fail(failures.failure(refused.reason, refused.message, attempt=0))
+
     # -- prepare -----------------------------------------------------------------------------------------------
 
     def prepare(self, plan: Plan) -> None:
@@ -169,7 +182,9 @@ class _Reconciliation:
             self.wait("Preparing", "Clearing", "The prepare Job is being deleted; it is made anew.", _CLEARING)
             return
         known = [failures.of_pod(pod, attempt=0) for pod in pods if has_failed(pod)]
-        final = next((failure for failure in known if not failure.retryable), None)
+        hopeless = (failure for failure in known if not failure.retryable)
+        # Where the exit code tells, the Job fails by its own policy and its pod stays for whoever reads the log.
+        final = next((failure for failure in hopeless if failure.exit_code not in manifests.FINAL_EXIT_CODES), None)
         if final is not None:  # the Job's controller would try again in vain
             self.fail(final)
             return
@@ -205,6 +220,7 @@ class _Reconciliation:
             self.launch_attempt(plan, 1)
             return
         self.update(attempt=attempt)
+        self.status = reports.with_progress(self.status, self.observed.progress, self.now)
         job = self.children.attempts.get(attempt)
         if job is None:
             name = names.train_job(plan.name, attempt)
@@ -222,7 +238,6 @@ class _Reconciliation:
             self.training(plan, job, pods, attempt)
 
     def training(self, plan: Plan, job: Body, pods: list[Body], attempt: int) -> None:
-        self.status = reports.with_progress(self.status, self.observed.progress, self.now)
         again = self.before.phase == "Running" and self.before.attempt == attempt
         begun = any(is_running(pod) or container_state(pod, "terminated") for pod in pods)
         suffix = "" if attempt == 1 else f", attempt {attempt}"
@@ -278,7 +293,6 @@ class _Reconciliation:
     # -- ends --------------------------------------------------------------------------------------------------
 
     def succeed(self, plan: Plan, job: Body, report: TerminationReport | None) -> None:
-        self.status = reports.with_progress(self.status, self.observed.progress, self.now)
         self.status = reports.with_report(self.status, report, self.now)
         output = reports.finished(self.status, plan, report)
         message = f"The result is at {output.uri}"
@@ -318,19 +332,22 @@ class _Reconciliation:
             waits = not any(is_running(pod) for pod in pods)
             self.wait(phase, phase, message, _LOOK_AGAIN if waits else None)
             return
-        if trouble.deadline is not None and self.now >= trouble.deadline:
+        if self.is_over(trouble):
             attempt = int(labels(job).get(names.ATTEMPT_LABEL, 0))
             self.fail(failures.failure(trouble.reason, trouble.message, attempt=attempt))
             return
-        self.wait(phase, trouble.reason, trouble.message + self._until(trouble), self._patience(trouble))
+        self.bear(trouble, phase)
 
-    def _until(self, trouble: Trouble) -> str:
-        return f" The job fails at {times.stamp(trouble.deadline)} if this lasts." if trouble.deadline else ""
+    def is_over(self, trouble: Trouble) -> bool:
+        return trouble.deadline is not None and self.now >= trouble.deadline
 
-    def _patience(self, trouble: Trouble) -> float:
-        if trouble.deadline is None:
-            return _LOOK_AGAIN
-        return min(_LOOK_AGAIN, max(1.0, (trouble.deadline - self.now).total_seconds()))
+    def bear(self, trouble: Trouble, phase: Phase) -> None:
+        """Say what is the matter and until when that is borne."""
+        message, patience = trouble.message, _LOOK_AGAIN
+        if trouble.deadline is not None:
+            message += f" The job fails at {times.stamp(trouble.deadline)} if this lasts."
+            patience = min(patience, max(1.0, (trouble.deadline - self.now).total_seconds()))
+        self.wait(phase, trouble.reason, message, patience)
 
     def wait(self, phase: Phase, reason: str, message: str, seconds: float | None) -> None:
         self.update(phase=phase)

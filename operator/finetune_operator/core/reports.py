@@ -22,7 +22,7 @@ def with_report(status: FineTuneJobStatus, report: TerminationReport | None, now
         "memory": report.memory,
         "acceleration": report.acceleration,
         "checkpoint": report.checkpoint,
-        "progress": shown(report.progress, now) if report.progress else None,
+        "progress": shown(_keeping(status.progress, report.progress), now) if report.progress else None,
     }
     update: dict[str, object] = {key: value for key, value in parts.items() if value is not None}
     if report.memory and status.memory:  # prepare estimates, train measures
@@ -56,7 +56,7 @@ def shown(progress: Progress, now: datetime) -> Progress:
         percent = min(100, 100 * progress.step // progress.total_steps) if progress.total_steps else 0
     update: dict[str, object] = {
         "percent": percent,
-        "display": f"{progress.step}/{progress.total_steps} {percent}%",
+        "display": f"{progress.step}/{progress.total_steps} {percent}%" if progress.total_steps else f"{percent}%",
         "eta": None if progress.eta_seconds is None else times.spoken(progress.eta_seconds),
         "updated_at": progress.updated_at or times.stamp(now),
     }
@@ -82,6 +82,9 @@ def _keeping(before: Progress | None, now: Progress) -> Progress:
         return now
     kept = ("eval_loss", "initial_eval_loss", "loss", "peak_memory_bytes")
     update = {name: getattr(before, name) for name in kept if getattr(now, name) is None}
+    if not now.total_steps and before.total_steps:  # its sender knows a percentage and no steps
+        update["total_steps"] = before.total_steps
+        update["step"] = before.total_steps * (now.percent or 0) // 100
     return now.model_copy(update=update)
 
 

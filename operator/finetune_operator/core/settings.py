@@ -20,8 +20,8 @@ class CoreSettings:
     backoff_cap: float = 360.0
     """Longest wait before an attempt."""
     start_grace: float = 60.0
-    """How long a pod may wait for a Secret, ConfigMap or claim that does not exist, or have an image name that is
-    none, before the job fails: GitOps tools apply in any order."""
+    """How long a job may wait for a TrainingProfile, Secret, ConfigMap or claim that does not exist, or have an image
+    name that is none, before it fails: GitOps tools apply in any order."""
     image_pull_grace: float = 300.0
     """How long an image pull may fail before the job does: registries have bad minutes."""
     unschedulable_timeout: float = 0.0
