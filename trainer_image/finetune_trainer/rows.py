@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def _invalid(where: str, problem: str) -> TrainerError:
 def _rows(file: Path) -> Iterator[tuple[str, Any]]:
     """Rows with their place: a JSON array, or an object a line. Lines and array items count from 1."""
     with file.open("rb") as stream:
-        start = stream.read(4096).lstrip()
+        start = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
         stream.seek(0)
         if start.startswith(b"["):
             yield from _array(file, stream.read())
@@ -92,6 +93,8 @@ def _parse(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
         raise _invalid(where, f"is not JSON: {error.msg} at {place}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        raise _invalid(where, f"is JSON beyond all bounds: {error}") from error
 
 
 def _object(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
@@ -120,7 +123,10 @@ def _alpaca(row: dict[str, Any], where: str) -> list[Message]:
     messages = []
     if system := _string(row, "system", where, required=False):
         messages.append(Message("system", system))
-    for pair in row.get("history") or []:
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise _invalid(where, f"'history' must be a list, not {type(history).__name__}")
+    for pair in history:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise _invalid(where, "'history' must be a list of [question, answer] pairs of text")
         messages += [Message("user", pair[0]), Message("assistant", pair[1])]
@@ -162,6 +168,10 @@ def _turns(row: dict[str, Any], field: str, role_key: str, text_key: str, where:
 
 
 def _checked(messages: list[Message], where: str) -> tuple[Message, ...]:
+    for message in messages:
+        if any("\ud800" <= letter <= "\udfff" for letter in message.content):
+            raise _invalid(where, f"{message.role}'s text holds half of a surrogate pair (\\ud800 to \\udfff), "
+                           "which is no text")  # fmt: skip
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns:
         raise _invalid(where, "holds no turns")

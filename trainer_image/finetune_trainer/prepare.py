@@ -1,0 +1,266 @@
+"""``prepare``: fetch model and data, refuse what would fail later, tokenize once.
+
+Runs without a GPU. What it makes lies in the cache by content, so that the next job with the same data, template
+and tokenizer finds it there; ``prepare.json`` in the output tells train where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from finetune_api.failures import ExitCode
+from finetune_api.reports import TerminationReport
+from finetune_api.status import DatasetStatus, DroppedRows, ModelStatus
+from finetune_api.trainer_config import TrainerConfig
+
+from finetune_trainer.base_model import BaseModel, inspect_model
+from finetune_trainer.encode import TOO_LONG, ConversationEncoder, DroppedError, Encoded
+from finetune_trainer.errors import TrainerError, writing_to
+from finetune_trainer.files import sha256_file
+from finetune_trainer.log import log
+from finetune_trainer.packing import one_each, pack
+from finetune_trainer.prepared import (
+    LAYOUT,
+    StoreWriter,
+    new_store,
+    prepared_directory,
+    read_store,
+    write_handover,
+)
+from finetune_trainer.sources import FoundSource, find_model, find_sources
+from finetune_trainer.supported import check_supported
+from finetune_trainer.templates import Template, find_template, resolve_template
+from finetune_trainer.tokenizer import fingerprint, load_tokenizer
+from finetune_trainer.volumes import check_writable
+
+_SAY_EVERY = 20_000
+_LONG_TEXT = 240
+
+
+def prepare(config: TrainerConfig) -> TerminationReport:
+    """Make all that train needs and report what was found.
+
+    Raises:
+        TrainerError: what a person must change, and where.
+    """
+    check_supported(config)
+    cache, output = Path(config.paths.cache), Path(config.paths.output)
+    check_writable(output, "output")
+    check_writable(cache, "cache")
+    if config.template.name != "auto":
+        find_template(config.template.name)  # a wrong name shows before gigabytes are fetched
+    sources = find_sources(config)
+    found = find_model(config.model, cache)
+    base = inspect_model(
+        found.directory, trust_remote_code=config.model.trust_remote_code, allow_pickle=config.model.allow_pickle
+    )
+    model = ModelStatus(parameters=base.parameters, digest=found.digest, architecture=base.architecture)
+    log.info("model %s: %s, %s parameters", config.model.uri, base.architecture, _number(base.parameters))
+    tokenizer = load_tokenizer(found.directory, trust_remote_code=config.model.trust_remote_code)
+    template = resolve_template(config.template, tokenizer)
+    stops = _stop_tokens(template, tokenizer)
+
+    digest = _digest(config, sources, template, tokenizer)
+    directory = prepared_directory(config, digest)
+    store = read_store(directory)
+    reused = store is not None
+    if store is None:
+        with writing_to(directory, "cache"), new_store(directory) as writer:
+            _Filling(config, sources, ConversationEncoder(tokenizer, template, config.template, config.max_length)).run(
+                writer, base, tokenizer
+            )
+        store = read_store(directory)
+        if store is None:
+            raise TrainerError(
+                ExitCode.PREPARED_DATA_MISSING, f"{directory} vanished as it was made; is the cache being cleaned?"
+            )
+    dataset = DatasetStatus.model_validate({**store["dataset"], "digest": digest, "reused": reused})
+    _tell(dataset)
+    handover = {
+        "digest": digest,
+        "dataset": dataset.to_dict(),
+        "model": model.to_dict(),
+        "chatTemplate": template.jinja(config.template.system),
+        "stopTokenIds": stops,
+        "replaceEos": template.replace_eos,
+        "eosToken": template.stop_words[0] if template.stop_words else tokenizer.eos_token,
+    }
+    with writing_to(output, "output"):
+        write_handover(config, handover, found.directory)
+    return TerminationReport(step="prepare", dataset=dataset, model=model)
+
+
+class _Filling:
+    """One pass over all rows into a new store."""
+
+    def __init__(self, config: TrainerConfig, sources: Sequence[FoundSource], encoder: ConversationEncoder) -> None:
+        self._config = config
+        self._sources = sources
+        self._encoder = encoder
+        self._rows = 0
+        self._truncated: list[bool] = []
+        self._ranks: list[bytes] = []
+        self._dropped: dict[str, tuple[int, str]] = {}
+
+    def run(self, writer: StoreWriter, base: BaseModel, tokenizer: Any) -> None:
+        """Fill the store, or refuse.
+
+        Raises:
+            TrainerError: DATASET_INVALID, NO_SUPERVISED_TOKENS, TEMPLATE_INVALID, MODEL_INVALID.
+        """
+        for source in self._sources:
+            for conversation in source.conversations():
+                self._rows += 1
+                if self._rows % _SAY_EVERY == 0:
+                    log.info("tokenized %s rows", f"{self._rows:,}")
+                try:
+                    encoded = self._encoder.encode(conversation.messages)
+                except DroppedError as error:
+                    count, first = self._dropped.get(str(error), (0, conversation.where))
+                    self._dropped[str(error)] = (count + 1, first)
+                    continue
+                except TrainerError as error:
+                    raise TrainerError(error.exit_code, f"{error} (met at {conversation.where})") from error
+                if not writer.lengths:
+                    _show(encoded, tokenizer)
+                self._add(writer, encoded, base)
+        self._refuse_nothing(writer)
+        train, validation = self._split(len(writer.lengths))
+        numbers = self._config.hyperparameters
+        if self._config.packing:
+            train_sequences = pack(train, writer.lengths, self._config.max_length, seed=numbers.seed)
+        else:
+            train_sequences = one_each(train)
+        status = DatasetStatus(
+            samples=len(train),
+            validation_samples=len(validation),
+            dropped=self._dropped_rows(),
+            truncated=sum(self._truncated),
+            tokens=sum(writer.lengths[i] for i in train),
+            supervised_tokens=sum(writer.supervised[i] for i in train),
+            sequences=len(train_sequences),
+        )
+        if base.longest and max(writer.lengths) > base.longest:
+            log.warning(
+                "the longest sample has %s tokens, and the model was made for %s", max(writer.lengths), base.longest
+            )
+        writer.finish(train_sequences, one_each(validation), {"dataset": status.to_dict()})
+
+    def _add(self, writer: StoreWriter, encoded: Encoded, base: BaseModel) -> None:
+        if base.vocabulary is not None and int(encoded.ids.max()) >= base.vocabulary:
+            raise TrainerError(
+                ExitCode.MODEL_INVALID,
+                f"spec.model.source: the tokenizer makes token {int(encoded.ids.max())}, and the model knows "
+                f"{base.vocabulary} (vocab_size in config.json): they do not belong together",
+            )
+        writer.add(encoded.ids, encoded.trained)
+        self._truncated.append(encoded.truncated)
+        seed = f"{self._config.hyperparameters.seed}:".encode()
+        self._ranks.append(hashlib.blake2b(seed + encoded.ids.tobytes(), digest_size=8).digest())
+
+    def _split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the samples to train on and to hold out: by a hash of content and seed, so that a sample stays
+        where it is when others come or go."""
+        fraction = self._config.validation.fraction
+        held_out = min(count - 1, max(1, round(fraction * count))) if fraction > 0 else 0
+        if fraction > 0 and held_out == 0:
+            log.warning("one sample alone: none is held out, and there will be no held-out loss")
+        order = sorted(range(count), key=lambda i: (self._ranks[i], i))
+        chosen = np.array(sorted(order[:held_out]), dtype=np.int64)
+        return np.setdiff1d(np.arange(count, dtype=np.int64), chosen), chosen
+
+    def _dropped_rows(self) -> list[DroppedRows]:
+        most_first = sorted(self._dropped.items(), key=lambda item: (-item[1][0], item[0]))
+        return [DroppedRows(reason=reason, count=count, first=first[:256]) for reason, (count, first) in most_first]
+
+    def _refuse_nothing(self, writer: StoreWriter) -> None:
+        names = ", ".join(source.source.uri for source in self._sources)
+        if self._rows == 0:
+            raise TrainerError(ExitCode.DATASET_INVALID, f"spec.dataset.sources: there are no rows in {names}")
+        if sum(writer.supervised) > 0:
+            return
+        reasons = "; ".join(f"{row.reason}: {row.count} (first {row.first})" for row in self._dropped_rows())
+        advice = (
+            f"raise spec.dataset.maxLength, now {self._config.max_length}"
+            if TOO_LONG in self._dropped
+            else "check format, columns and template"
+        )
+        raise TrainerError(
+            ExitCode.NO_SUPERVISED_TOKENS,
+            f"spec.dataset: of {self._rows} rows in {names} none has an answer to train on: {reasons}. To mend it, "
+            f"{advice}",
+        )
+
+
+def _stop_tokens(template: Template, tokenizer: Any) -> list[int]:
+    """Ids that end an answer.
+
+    Raises:
+        TrainerError: TEMPLATE_INVALID where the tokenizer lacks the template's.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for word in template.stop_words:
+        if word not in vocabulary:
+            raise TrainerError(
+                ExitCode.TEMPLATE_INVALID,
+                f"spec.template.name: {template.name} ends an answer with {word}, which is no token of this model's "
+                "tokenizer; name a template of the model's family, or auto",
+            )
+    ids = [vocabulary[word] for word in template.stop_words]
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    return list(dict.fromkeys(ids))
+
+
+def _digest(config: TrainerConfig, sources: Sequence[FoundSource], template: Template, tokenizer: Any) -> str:
+    """Hash of all that the prepared data follows from, and of no path."""
+    facts = {
+        "layout": LAYOUT,
+        "tokenizer": fingerprint(tokenizer),
+        "template": [template.name, template.jinja(config.template.system), template.stop_words],
+        "options": config.template.to_dict(),
+        "maxLength": config.max_length,
+        "packing": config.packing,
+        "validation": config.validation.fraction,
+        "seed": config.hyperparameters.seed,
+        "sources": [
+            {
+                "format": found.source.format,
+                "columns": found.source.columns,
+                "files": [[file.name, sha256_file(file)] for file in found.files],
+            }
+            for found in sources
+        ],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _show(encoded: Encoded, tokenizer: Any) -> None:
+    """The first sample with its trained text apart: a wrong template or column shows at a glance."""
+    said = tokenizer.decode(encoded.ids[encoded.trained])
+    shown = said if len(said) <= _LONG_TEXT else f"{said[:_LONG_TEXT]}…"
+    log.info("first sample: %s tokens, trained on %s: %r", len(encoded.ids), int(encoded.trained.sum()), shown)
+
+
+def _tell(dataset: DatasetStatus) -> None:
+    log.info(
+        "data%s: %s samples in %s sequences, %s tokens, %s supervised; %s held out, %s truncated",
+        " (prepared before)" if dataset.reused else "",
+        f"{dataset.samples:,}",
+        f"{dataset.sequences:,}",
+        f"{dataset.tokens:,}",
+        f"{dataset.supervised_tokens:,}",
+        f"{dataset.validation_samples:,}",
+        f"{dataset.truncated:,}",
+    )
+    for row in dataset.dropped:
+        log.warning("left out %s rows: %s, first %s", row.count, row.reason, row.first)
+
+
+def _number(value: int | None) -> str:
+    return "an unknown number of" if value is None else f"{value:,}"

@@ -1,0 +1,134 @@
+"""The job's model and data sets, wherever they are, as paths on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.failures import ExitCode
+from finetune_api.trainer_config import ResolvedModel, ResolvedSource, TrainerConfig
+from finetune_api.uris import Uri, parse_uri
+
+from finetune_trainer import hub
+from finetune_trainer.base_model import digest_of_files
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.log import log
+from finetune_trainer.rows import Conversation, read_conversations
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """``digest``: commit on the hub, or hash of the files."""
+
+    directory: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class FoundSource:
+    """A data set's files, in the order in which they are read."""
+
+    source: ResolvedSource
+    field: str
+    files: tuple[Path, ...]
+
+    def conversations(self) -> Iterator[Conversation]:
+        """Stream its rows.
+
+        Raises:
+            TrainerError: DATASET_INVALID, naming the source as the user wrote it, file and row.
+        """
+        for file in self.files:
+            try:
+                yield from read_conversations(self.source, file)
+            except TrainerError as error:
+                raise TrainerError(error.exit_code, f"{self.field} ({self.source.uri}): {error}") from error
+            except OSError as error:
+                raise TrainerError(
+                    ExitCode.DATASET_NOT_FOUND,
+                    f"{self.field} ({self.source.uri}): {file} cannot be read: {error.strerror}",
+                ) from error
+
+
+def find_sources(config: TrainerConfig) -> list[FoundSource]:
+    """All data sets, fetched where they are on the hub.
+
+    Raises:
+        TrainerError: DATASET_NOT_FOUND, DATASET_ACCESS_DENIED, HUB_UNREACHABLE.
+    """
+    found = []
+    for index, source in enumerate(config.sources):
+        field = f"spec.dataset.sources[{index}].uri"
+        if source.path is not None:
+            files = _files(Path(source.path), source, field)
+        else:
+            uri = _hub_uri(source.uri, field)
+            repository = hub.Repository("dataset", uri.name, "main", field, source.token_env)
+            files = [hub.fetch_file(repository, uri.path, source.split, Path(config.paths.cache))]
+        found.append(FoundSource(source, field, tuple(files)))
+    return found
+
+
+def find_model(model: ResolvedModel, cache: Path) -> FoundModel:
+    """The base model, fetched where it is on the hub.
+
+    Raises:
+        TrainerError: MODEL_NOT_FOUND, MODEL_ACCESS_DENIED, HUB_UNREACHABLE, VOLUME_FULL.
+    """
+    field = "spec.model.source"
+    if model.path is None:
+        uri = _hub_uri(model.uri, field)
+        if uri.path:
+            raise TrainerError(
+                ExitCode.MODEL_NOT_FOUND,
+                f"{field}: {model.uri}: a model is hf://organisation/name, without {uri.path!r}",
+            )
+        repository = hub.Repository("model", uri.name, model.revision, field, model.token_env)
+        directory, commit = hub.fetch_model(
+            repository, cache, allow_pickle=model.allow_pickle, code=model.trust_remote_code
+        )
+        return FoundModel(directory, commit)
+    directory = Path(model.path)
+    try:
+        if not directory.is_dir() or not any(directory.iterdir()):
+            state = "is empty" if directory.is_dir() else "is a file" if directory.exists() else "does not exist"
+            raise TrainerError(
+                ExitCode.MODEL_NOT_FOUND,
+                f"{field}: {model.uri}: the directory {directory} {state}; it must hold config.json, the tokenizer's "
+                "files and the weights as safetensors",
+            )
+        log.info("hashing the model in %s", directory)
+        digest = digest_of_files(directory, allow_pickle=model.allow_pickle, code=model.trust_remote_code)
+    except OSError as error:
+        raise TrainerError(
+            ExitCode.MODEL_NOT_FOUND, f"{field}: {model.uri}: {error.filename} cannot be read: {error.strerror}"
+        ) from error
+    return FoundModel(directory, digest)
+
+
+def _files(path: Path, source: ResolvedSource, field: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise TrainerError(ExitCode.DATASET_NOT_FOUND, f"{field}: {source.uri}: there is no file {path}")
+    rows = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix in (".json", ".jsonl") and not file.name.startswith(".") and file.is_file()
+    )
+    if not rows:
+        raise TrainerError(
+            ExitCode.DATASET_NOT_FOUND, f"{field}: {source.uri}: the directory {path} has no .jsonl or .json file"
+        )
+    return rows
+
+
+def _hub_uri(text: str, field: str) -> Uri:
+    try:
+        uri = parse_uri(text)
+    except ValueError as error:
+        raise TrainerError(ExitCode.CONFIG_INVALID, f"{field}: {error}") from error
+    if uri.scheme != "hf":
+        raise TrainerError(ExitCode.CONFIG_INVALID, f"{field}: {text}: {uri.scheme}:// is not supported yet")
+    return uri

@@ -1,0 +1,172 @@
+"""The model's tokenizer: loaded in one way by all, and text encoded so that each token knows its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from finetune_api.failures import ExitCode
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from finetune_trainer.errors import TrainerError
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``directory``, with a pad token.
+
+    The pad token may be the end of text: padding is masked by position, never by id, so the loss sees every real end.
+
+    Raises:
+        TrainerError: MODEL_INVALID.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # the libraries raise whatever a broken file makes them raise
+        hint = (
+            "it needs Python code of its own: set spec.model.trustRemoteCode, if you trust it"
+            if "trust_remote_code" in str(error)
+            else f"{type(error).__name__}: {error}"
+        )
+        raise TrainerError(
+            ExitCode.MODEL_INVALID, f"spec.model.source: the tokenizer in {directory} cannot be loaded: {hint}"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise TrainerError(
+            ExitCode.MODEL_INVALID,
+            "spec.model.source: the model has no fast tokenizer (tokenizer.json), which says where in the text a "
+            "token stands; save one beside the model with AutoTokenizer(…, use_fast=True).save_pretrained",
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """The text of each special token, longest first: `<|end|>` must not be taken for part of a longer name.
+
+    `all_special_tokens` holds those with a role; the others that steer a conversation, such as Llama 3's
+    `<|eot_id|>`, are among the added ones.
+    """
+    named = {str(token) for token in tokenizer.all_special_tokens}
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(named | added, key=lambda text: (-len(text), text)))
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Hash of all that decides how text becomes tokens."""
+    parts = [tokenizer.backend_tokenizer.to_str(), list(special_tokens(tokenizer)), tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of text; in a ``literal`` one special tokens mean nothing."""
+
+    text: str
+    literal: bool
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Ids, and of each token the number of the span in which it ends."""
+
+    ids: np.ndarray
+    spans: np.ndarray
+
+
+class SpecialTokenInTextError(Exception):
+    """A person's text holds a special token, and this tokenizer cannot take it for text."""
+
+
+class TextEncoder:
+    """Encodes spans as one text: the ids are those that the serving side gets from the same text.
+
+    Where a literal span holds the text of a special token, that stays text: the rest between special tokens is then
+    encoded piece by piece, by a copy of the tokenizer that knows none.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._whole = _plain_copy(tokenizer.backend_tokenizer)
+        self._textual = _plain_copy(tokenizer.backend_tokenizer)
+        self._textual.encode_special_tokens = True
+        special = special_tokens(tokenizer)
+        ids = [tokenizer.convert_tokens_to_ids(text) for text in special]
+        self._special = dict(zip(special, ids, strict=True))
+        self._special_ids = np.array(sorted(set(ids)), dtype=np.int64)
+        self._split = re.compile(f"({'|'.join(map(re.escape, special))})") if special else None
+        self._piecewise_is_exact = self._probe()
+
+    def encode(self, spans: list[Span]) -> Tokens:
+        """Ids of the joined text.
+
+        Raises:
+            SpecialTokenInTextError: see the class.
+        """
+        spans_end = np.cumsum([len(span.text) for span in spans])
+        encoding = self._whole.encode("".join(span.text for span in spans), add_special_tokens=False)
+        tokens = _placed(encoding.ids, encoding.offsets, spans_end)
+        literal = np.array([span.literal for span in spans], dtype=bool)
+        special = np.isin(tokens.ids, self._special_ids)
+        if not literal[tokens.spans[special]].any():
+            return tokens
+        if not self._piecewise_is_exact:
+            raise SpecialTokenInTextError
+        return self._piecewise(spans, spans_end)
+
+    def _piecewise(self, spans: list[Span], spans_end: np.ndarray) -> Tokens:
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        text, start, place = "", 0, 0
+
+        def flush() -> None:
+            nonlocal text
+            if text:
+                encoding = self._textual.encode(text, add_special_tokens=False)
+                ids.extend(encoding.ids)
+                offsets.extend((start + first, start + last) for first, last in encoding.offsets)
+            text = ""
+
+        for span in spans:
+            pieces = [span.text] if span.literal or self._split is None else self._split.split(span.text)
+            for number, piece in enumerate(pieces):
+                if number % 2 == 0:
+                    if not text:
+                        start = place
+                    text += piece
+                else:
+                    flush()
+                    ids.append(self._special[piece])
+                    offsets.append((place, place + len(piece)))
+                place += len(piece)
+        flush()
+        return _placed(ids, offsets, spans_end)
+
+    def _probe(self) -> bool:
+        """Whether pieces encode as the whole does. Not so where the start of a text is marked (SentencePiece)."""
+        if not self._special:
+            return False
+        mark = next(iter(self._special))
+        spans = [Span(f"{mark}user\n", literal=False), Span("One two", literal=True), Span(mark + "\n", literal=False)]
+        ends = np.cumsum([len(span.text) for span in spans])
+        whole = self._whole.encode("".join(span.text for span in spans), add_special_tokens=False)
+        return whole.ids == self._piecewise(spans, ends).ids.tolist()
+
+
+def _plain_copy(backend: Tokenizer) -> Tokenizer:
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _placed(ids: list[int], offsets: list[tuple[int, int]], spans_end: np.ndarray) -> Tokens:
+    """A token belongs to the span that its last character is in: one that reaches into an answer is part of it."""
+    last = np.array([max(start, end - 1) for start, end in offsets], dtype=np.int64)
+    places = np.minimum(np.searchsorted(spans_end, last, side="right"), len(spans_end) - 1)
+    return Tokens(np.array(ids, dtype=np.int64), places)
