@@ -7,15 +7,14 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from operator_bodies import SETTINGS, UID, job_body, plan_of
-
 from finetune_api.profile import TrainingProfileSpec
 from finetune_api.trainer_config import TrainerConfig
 from finetune_operator.core import manifests, names
 from finetune_operator.core.plan import Plan, Refused
 from finetune_operator.core.pods import quantity
+from hypothesis import given
+from hypothesis import strategies as st
+from operator_bodies import SETTINGS, UID, job_body, plan_of
 
 
 def prepare(plan: Plan) -> dict[str, Any]:
@@ -103,7 +102,7 @@ def test_all_but_claims_and_the_authority_are_owned_by_the_job() -> None:
 
 
 def test_an_existing_output_claim_is_used_and_none_is_made() -> None:
-    plan = plan_of(job_body(**{"output__claim__name": "mine"}))
+    plan = plan_of(job_body(output__claim__name="mine"))
     assert [claim["metadata"]["name"] for claim in manifests.claims(plan)] == ["finetune-cache"]
     claims = [
         v["persistentVolumeClaim"]["claimName"] for v in pod(train(plan))["volumes"] if "persistentVolumeClaim" in v

@@ -1,0 +1,143 @@
+"""Killed between any two of its effects, the operator loses nothing, doubles nothing and ends the same."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from fake_cluster import Crash, FakeCluster, World, lives_with_a_retry
+from finetune_operator.cluster.errors import ApiError
+from finetune_operator.core.reconcile import FINAL
+from finetune_operator.reconciler import Reconciler
+from operator_bodies import SETTINGS, job_body
+
+KEY = ("team", "tune")
+
+
+def reconciler_of(cluster: FakeCluster, world: World) -> Reconciler:
+    return Reconciler(cluster, SETTINGS, authority=lambda: "PEM", clock=world.clock)  # type: ignore[arg-type]
+
+
+async def live(cluster: FakeCluster, world: World, *, rounds: int = 40) -> int:
+    """Reconcile until the job ended and some more; a crash or an error is followed by a start with no memory."""
+    reconciler = reconciler_of(cluster, world)
+    crashes, rest = 0, 2
+    for _ in range(rounds):
+        for _ in range(2):  # some calls for each change of the world
+            try:
+                await reconciler.reconcile(KEY)
+            except (Crash, ApiError):
+                crashes += 1
+                reconciler = reconciler_of(cluster, world)
+        world.step()
+        rest -= cluster.status.get("phase") in FINAL
+        if rest == 0:
+            break
+    return crashes
+
+
+def assert_one_whole_life(cluster: FakeCluster) -> None:
+    assert cluster.status["phase"] == "Succeeded"
+    assert cluster.status["attempt"] == 2
+    assert cluster.created == ["tune-prepare", "tune-train-1", "tune-train-2"]
+    assert cluster.status["dataset"]["samples"] == 10
+    assert cluster.status["progress"]["display"] == "20/20 100%"
+    for reason in ("Preparing", "Prepared", "Started", "Retrying", "Succeeded"):
+        assert cluster.told(reason) <= (2 if reason == "Started" else 1), reason
+
+
+async def test_a_life_without_a_crash() -> None:
+    cluster = FakeCluster(job_body())
+    assert await live(cluster, World(cluster, lives_with_a_retry())) == 0
+    assert_one_whole_life(cluster)
+    reasons = [note.reason for note in cluster.notes]
+    assert reasons == ["Preparing", "Prepared", "Started", "Retrying", "Started", "Succeeded"]
+    assert len(cluster.status_patches) <= 9, "a status is written when it changes, and only then"
+    assert cluster.effects < 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "every"), [(Crash(), 1), (ApiError(0, "no answer", what="a call"), 4)], ids=["killed", "no answer"]
+)
+async def test_a_crash_before_any_single_effect(kind: BaseException, every: int) -> None:
+    whole = FakeCluster(job_body())
+    await live(whole, World(whole, lives_with_a_retry()))
+    for crash_at in range(0, whole.effects, every):
+        cluster = FakeCluster(job_body())
+
+        def crash(number: int, what: str, at: int = crash_at) -> None:
+            if number == at and not (isinstance(kind, Exception) and what.startswith("tell")):
+                raise kind
+
+        cluster.before_effect = crash
+        await live(cluster, World(cluster, lives_with_a_retry()))
+        assert_one_whole_life(cluster)
+
+
+async def test_a_crash_before_every_effect_in_turn() -> None:
+    """Each effect succeeds only when it is tried for the second time."""
+    cluster = FakeCluster(job_body())
+    tried: dict[str, int] = {}
+
+    def crash(_number: int, what: str) -> None:
+        tried[what] = tried.get(what, 0) + 1
+        if tried[what] % 2:
+            raise Crash
+
+    cluster.before_effect = crash
+    assert await live(cluster, World(cluster, lives_with_a_retry()), rounds=60) > 8
+    assert_one_whole_life(cluster)
+
+
+async def test_a_change_by_another_at_any_write_is_decided_anew() -> None:
+    cluster = FakeCluster(job_body())
+    world = World(cluster, lives_with_a_retry())
+    writes = 0
+
+    def edit(_number: int, what: str) -> None:
+        nonlocal writes
+        if what == "patch status":
+            writes += 1
+            if writes % 2:
+                assert cluster.body is not None
+                cluster.body["metadata"]["resourceVersion"] = str(1000 + writes)
+
+    cluster.before_effect = edit
+    assert await live(cluster, world) == 0
+    assert_one_whole_life(cluster)
+    assert cluster.told("Succeeded") == 1, "only what was written is told"
+
+
+async def test_two_operators_at_once_make_one_life() -> None:
+    """As while a node is cut off and the pod's successor runs already."""
+    cluster = FakeCluster(job_body())
+    world = World(cluster, lives_with_a_retry())
+    pair = [reconciler_of(cluster, world) for _ in range(2)]
+    for _ in range(12):
+        await asyncio.gather(*(one.reconcile(KEY) for one in pair))
+        world.step()
+    assert_one_whole_life(cluster)
+
+
+async def test_a_finished_job_is_left_alone_for_ever() -> None:
+    cluster = FakeCluster(job_body())
+    world = World(cluster, lives_with_a_retry())
+    await live(cluster, world)
+    before, children = cluster.effects, dict(cluster.children)
+    for gone in list(children):
+        del cluster.children[gone]
+        await reconciler_of(cluster, world).reconcile(KEY)
+    assert cluster.effects == before
+
+
+async def test_what_runs_for_a_failed_job_is_stopped_even_after_a_crash_before_the_delete() -> None:
+    cluster = FakeCluster(job_body(status={"phase": "Failed", "attempt": 1}))
+    other: dict[str, Any] = {}
+    world = World(cluster, lives_with_a_retry())
+    running = FakeCluster(job_body())
+    await reconciler_of(running, World(running, other)).reconcile(KEY)
+    cluster.children = running.children  # the prepare Job still runs
+    await reconciler_of(cluster, world).reconcile(KEY)
+    assert cluster.deleted == ["tune-prepare"]
+    assert cluster.status["phase"] in FINAL

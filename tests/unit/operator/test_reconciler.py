@@ -1,0 +1,210 @@
+"""What the reconciler hears, keeps in mind and writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_cluster import FakeCluster, World, lives_with_a_retry
+from finetune_api.reports import ProgressReport
+from finetune_api.status import Progress
+from finetune_operator.cluster.errors import ApiError
+from finetune_operator.core.settings import CoreSettings
+from finetune_operator.reconciler import Reconciler
+from operator_bodies import SETTINGS, batch_job, job_body, pod_of, report, terminated
+
+Body = dict[str, Any]
+KEY = ("team", "tune")
+
+
+def pair(body: Body | None, settings: CoreSettings = SETTINGS) -> tuple[FakeCluster, Reconciler, World]:
+    cluster = FakeCluster(body)
+    world = World(cluster, lives_with_a_retry())
+    made = Reconciler(cluster, settings, authority=lambda: None, clock=world.clock)  # type: ignore[arg-type]
+    return cluster, made, world
+
+
+def due(reconciler: Reconciler) -> set[Any]:
+    return set(reconciler.queue._waiting)
+
+
+async def until_running(reconciler: Reconciler, world: World) -> None:
+    for _ in range(10):
+        await reconciler.reconcile(KEY)
+        if world.cluster.status.get("phase") == "Running":
+            return
+        world.step()
+    raise AssertionError(world.cluster.status)
+
+
+def progress(step: int, attempt: int = 1) -> ProgressReport:
+    return ProgressReport(attempt=attempt, progress=Progress(step=step, total_steps=100))
+
+
+async def test_what_it_wrote_itself_does_not_wake_it() -> None:
+    cluster, reconciler, _ = pair(job_body())
+    await reconciler.reconcile(KEY)
+    assert cluster.body is not None
+    reconciler.saw_job(cluster.body)
+    assert due(reconciler) == set()
+    cluster.body["metadata"]["resourceVersion"] = "99"
+    reconciler.saw_job(cluster.body)
+    assert due(reconciler) == {KEY}
+
+
+async def test_a_child_wakes_its_job_also_where_the_name_does_not_fit_a_label() -> None:
+    _, reconciler, _ = pair(None)
+    reconciler.saw_child(batch_job(name="a" * 200))
+    reconciler.saw_child({"kind": "Pod", "metadata": {"name": "somebody's", "namespace": "team"}})
+    assert due(reconciler) == {("team", "a" * 200)}
+
+
+async def test_a_job_that_is_gone_is_forgotten() -> None:
+    cluster, reconciler, world = pair(job_body())
+    await until_running(reconciler, world)
+    reconciler.submit(KEY, progress(1))
+    cluster.body = None
+    assert await reconciler.reconcile(KEY) is None
+    assert reconciler.known == {}
+    assert reconciler._progress == {}
+    assert await reconciler.job_known(KEY) is None
+
+
+async def test_the_end_of_an_old_job_does_not_wipe_out_a_new_one_of_its_name() -> None:
+    _, reconciler, _ = pair(None)
+    reconciler.saw_job(job_body(uid="new"))
+    reconciler.saw_job(job_body(uid="old"), deleted=True)
+    assert reconciler.known[KEY].uid == "new"
+    reconciler.saw_job(job_body(uid="new"), deleted=True)
+    assert reconciler.known == {}
+
+
+async def test_a_job_deleted_while_it_is_reconciled_is_no_error() -> None:
+    cluster, reconciler, _ = pair(job_body())
+
+    def delete(_number: int, what: str) -> None:
+        if what == "patch status":
+            cluster.body = None
+
+    cluster.before_effect = delete
+    await reconciler.reconcile(KEY)
+    assert await reconciler.reconcile(KEY) is None
+    assert cluster.notes == []
+
+
+async def test_a_resync_looks_at_what_is_not_finished_and_at_what_is_news() -> None:
+    cluster, reconciler, _ = pair(job_body(status={"phase": "Succeeded"}))
+    await reconciler.resync()
+    assert due(reconciler) == {KEY}, "not heard of before"
+    reconciler.queue._waiting.clear()
+    await reconciler.resync()
+    assert due(reconciler) == set(), "finished, and nothing new"
+    cluster.body = job_body(status={"phase": "Running"})
+    await reconciler.resync()
+    assert due(reconciler) == {KEY}
+    reconciler.queue._waiting.clear()
+    cluster.body = None
+    await reconciler.resync()
+    assert due(reconciler) == {KEY}, "known, and on the server no more"
+
+
+async def test_the_last_word_of_a_pod_that_was_removed_is_remembered() -> None:
+    cluster, reconciler, world = pair(job_body())
+    await until_running(reconciler, world)
+    job = batch_job(ended="Failed")
+    text = report("train", 23, message="loss is nan at step 3")
+    reconciler.saw_child(pod_of(job, phase="Failed", state=terminated(23, text)))
+    cluster.pod_bodies.clear()
+    cluster.children[job["metadata"]["name"]] = job
+    await reconciler.reconcile(KEY)
+    assert cluster.status["failure"]["reason"] == "NonFiniteLoss"
+
+
+async def test_progress_is_written_at_most_once_an_interval() -> None:
+    cluster, reconciler, world = pair(job_body())
+    await until_running(reconciler, world)
+    writes = len(cluster.status_patches)
+    for step in range(1, 20):
+        reconciler.submit(KEY, progress(step))
+        due_in = await reconciler.reconcile(KEY)
+    assert len(cluster.status_patches) == writes + 1
+    assert cluster.status["progress"]["display"] == "1/100 1%"
+    assert due_in == pytest.approx(SETTINGS.progress_interval, abs=5), "the newest one is not lost, only late"
+
+
+async def test_late_progress_is_written_with_the_newest_value() -> None:
+    quick = CoreSettings(trainer_image="i", progress_url="https://o", progress_interval=0.0)
+    cluster, reconciler, world = pair(job_body(), quick)
+    await until_running(reconciler, world)
+    for step in (1, 2, 3):
+        reconciler.submit(KEY, progress(step))
+    await reconciler.reconcile(KEY)
+    assert cluster.status["progress"]["step"] == 3
+    assert reconciler._progress == {}
+
+
+async def test_progress_survives_a_status_write_that_lost_to_another() -> None:
+    cluster, reconciler, world = pair(job_body())
+    await until_running(reconciler, world)
+    reconciler.submit(KEY, progress(5))
+    assert cluster.body is not None
+    meta = cluster.body["metadata"]
+
+    def edit(_number: int, what: str) -> None:
+        if what == "patch status":
+            cluster.before_effect = lambda _number, _what: None
+            meta["resourceVersion"] = "777"
+
+    cluster.before_effect = edit
+    assert await reconciler.reconcile(KEY) == pytest.approx(0.2)
+    assert "progress" not in cluster.status
+    await reconciler.reconcile(KEY)
+    assert cluster.status["progress"]["step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("code", "phase", "events"), [(422, "Failed", ["Failed"]), (403, "Pending", []), (409, "Pending", [])]
+)
+async def test_what_the_server_will_not_have_is_said_in_the_status(code: int, phase: str, events: list[str]) -> None:
+    cluster, reconciler, _ = pair(job_body())
+
+    def refuse(_number: int, what: str) -> None:
+        if what.startswith("apply Job"):
+            raise ApiError(code, "the server's words", what="POST jobs")
+
+    cluster.before_effect = refuse
+    for _ in range(3):
+        try:
+            await reconciler.reconcile(KEY)
+        except ApiError:
+            assert phase == "Pending", "a wait comes again with the queue's growing delay"
+    assert cluster.status["phase"] == phase
+    ready = next(c for c in cluster.status["conditions"] if c["type"] == "Ready")
+    assert "the server's words" in ready["message"]
+    assert [note.reason for note in cluster.notes] == events
+    assert len(cluster.status_patches) == 1
+
+
+async def test_an_outage_of_the_server_changes_nothing_in_the_status() -> None:
+    cluster, reconciler, _ = pair(job_body())
+
+    def down(_number: int, _what: str) -> None:
+        raise ApiError(0, "no answer", what="a call")
+
+    cluster.before_effect = down
+    with pytest.raises(ApiError):
+        await reconciler.reconcile(KEY)
+    assert cluster.status == {}
+    text = reconciler.metrics.exposition().decode()
+    assert "finetune_reconcile_errors_total 1.0" in text
+
+
+async def test_metrics_count_phases_attempts_and_failures() -> None:
+    _, reconciler, world = pair(job_body())
+    for _ in range(12):
+        await reconciler.reconcile(KEY)
+        world.step()
+    text = reconciler.metrics.exposition().decode()
+    assert 'finetune_jobs{phase="Succeeded"} 1.0' in text
+    assert "finetune_attempts_total 2.0" in text
+    assert 'finetune_failures_total{reason="TrainerCrash"} 1.0' in text
