@@ -150,7 +150,7 @@ def _parameters_in(path: Path) -> int:
             header: dict[str, Any] = json.loads(file.read(size))
         header.pop("__metadata__", None)
         end = 8 + size + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        count = sum(math.prod(tensor["shape"]) for tensor in header.values())
+        count: int = sum(math.prod(tensor["shape"]) for tensor in header.values())
     except FileNotFoundError as error:
         raise _invalid(f"{path.name} is missing, which {INDEX} names; copy the model again") from error
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,14 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     reused = store is not None
     if store is None:
         with writing_to(directory, "cache"), new_store(directory) as writer:
-            _Filling(config, sources, ConversationEncoder(tokenizer, template, config.template, config.max_length)).run(
-                writer, base, tokenizer
-            )
+            encoder = ConversationEncoder(tokenizer, template, config.template, config.max_length)
+            _Filling(config, sources, encoder).run(writer, tokenizer)
         store = read_store(directory)
         if store is None:
             raise TrainerError(
                 ExitCode.PREPARED_DATA_MISSING, f"{directory} vanished as it was made; is the cache being cleaned?"
             )
+    _check_fit(base, store)
     dataset = DatasetStatus.model_validate({**store["dataset"], "digest": digest, "reused": reused})
     _tell(dataset)
     handover = {
@@ -103,15 +104,16 @@ class _Filling:
         self._sources = sources
         self._encoder = encoder
         self._rows = 0
-        self._truncated: list[bool] = []
-        self._ranks: list[bytes] = []
+        self._truncated = 0
+        self._highest = 0
+        self._ranks = array("Q")
         self._dropped: dict[str, tuple[int, str]] = {}
 
-    def run(self, writer: StoreWriter, base: BaseModel, tokenizer: Any) -> None:
+    def run(self, writer: StoreWriter, tokenizer: Any) -> None:
         """Fill the store, or refuse.
 
         Raises:
-            TrainerError: DATASET_INVALID, NO_SUPERVISED_TOKENS, TEMPLATE_INVALID, MODEL_INVALID.
+            TrainerError: DATASET_INVALID, NO_SUPERVISED_TOKENS, TEMPLATE_INVALID.
         """
         for source in self._sources:
             for conversation in source.conversations():
@@ -128,7 +130,7 @@ class _Filling:
                     raise TrainerError(error.exit_code, f"{error} (met at {conversation.where})") from error
                 if not writer.lengths:
                     _show(encoded, tokenizer)
-                self._add(writer, encoded, base)
+                self._add(writer, encoded)
         self._refuse_nothing(writer)
         train, validation = self._split(len(writer.lengths))
         numbers = self._config.hyperparameters
@@ -140,28 +142,21 @@ class _Filling:
             samples=len(train),
             validation_samples=len(validation),
             dropped=self._dropped_rows(),
-            truncated=sum(self._truncated),
+            truncated=self._truncated,
             tokens=sum(writer.lengths[i] for i in train),
             supervised_tokens=sum(writer.supervised[i] for i in train),
             sequences=len(train_sequences),
         )
-        if base.longest and max(writer.lengths) > base.longest:
-            log.warning(
-                "the longest sample has %s tokens, and the model was made for %s", max(writer.lengths), base.longest
-            )
-        writer.finish(train_sequences, one_each(validation), {"dataset": status.to_dict()})
+        facts = {"dataset": status.to_dict(), "highestToken": self._highest, "longest": max(writer.lengths)}
+        writer.finish(train_sequences, one_each(validation), facts)
 
-    def _add(self, writer: StoreWriter, encoded: Encoded, base: BaseModel) -> None:
-        if base.vocabulary is not None and int(encoded.ids.max()) >= base.vocabulary:
-            raise TrainerError(
-                ExitCode.MODEL_INVALID,
-                f"spec.model.source: the tokenizer makes token {int(encoded.ids.max())}, and the model knows "
-                f"{base.vocabulary} (vocab_size in config.json): they do not belong together",
-            )
+    def _add(self, writer: StoreWriter, encoded: Encoded) -> None:
         writer.add(encoded.ids, encoded.trained)
-        self._truncated.append(encoded.truncated)
+        self._truncated += encoded.truncated
+        self._highest = max(self._highest, int(encoded.ids.max()))
         seed = f"{self._config.hyperparameters.seed}:".encode()
-        self._ranks.append(hashlib.blake2b(seed + encoded.ids.tobytes(), digest_size=8).digest())
+        rank = hashlib.blake2b(seed + encoded.ids.tobytes(), digest_size=8).digest()
+        self._ranks.append(int.from_bytes(rank))
 
     def _split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the samples to train on and to hold out: by a hash of content and seed, so that a sample stays
@@ -170,8 +165,8 @@ class _Filling:
         held_out = min(count - 1, max(1, round(fraction * count))) if fraction > 0 else 0
         if fraction > 0 and held_out == 0:
             log.warning("one sample alone: none is held out, and there will be no held-out loss")
-        order = sorted(range(count), key=lambda i: (self._ranks[i], i))
-        chosen = np.array(sorted(order[:held_out]), dtype=np.int64)
+        order = np.argsort(np.frombuffer(self._ranks, dtype=np.uint64), kind="stable")
+        chosen = np.sort(order[:held_out])
         return np.setdiff1d(np.arange(count, dtype=np.int64), chosen), chosen
 
     def _dropped_rows(self) -> list[DroppedRows]:
@@ -195,6 +190,23 @@ class _Filling:
             f"spec.dataset: of {self._rows} rows in {names} none has an answer to train on: {reasons}. To mend it, "
             f"{advice}",
         )
+
+
+def _check_fit(base: BaseModel, store: dict[str, Any]) -> None:
+    """The model must know every token that the data has.
+
+    Raises:
+        TrainerError: MODEL_INVALID.
+    """
+    highest, longest = store["highestToken"], store["longest"]
+    if base.vocabulary is not None and highest >= base.vocabulary:
+        raise TrainerError(
+            ExitCode.MODEL_INVALID,
+            f"spec.model.source: the tokenizer makes token {highest}, and the model knows {base.vocabulary} "
+            "(vocab_size in config.json): they do not belong together",
+        )
+    if base.longest is not None and longest > base.longest:
+        log.warning("the longest sample has %s tokens, and the model was made for %s", longest, base.longest)
 
 
 def _stop_tokens(template: Template, tokenizer: Any) -> list[int]:

@@ -8,6 +8,7 @@ file's size: a directory that does not match is as good as none.
 from __future__ import annotations
 
 import errno
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ LAYOUT = 1
 """Raise it when the layout or the meaning of the files changes: older stores are then made anew."""
 IGNORED = -100
 """Label of a token that is not trained on, as transformers wants it."""
-_TYPES = {
+_TYPES: dict[str, np.dtype[Any]] = {
     "tokens": np.dtype("<i4"),
     "trained": np.dtype("u1"),
     "starts": np.dtype("<i8"),
@@ -82,14 +83,15 @@ class SequenceSet:
     @property
     def tokens(self) -> int:
         """Tokens in all sequences."""
-        return int(np.diff(self._sample_starts)[self._members].sum()) if len(self._members) else 0
+        return int(np.diff(self._sample_starts)[self._members].sum())
 
     @property
     def supervised_tokens(self) -> int:
         """Tokens that the loss is computed on."""
-        sums = np.concatenate([[0], np.cumsum(self._trained, dtype=np.int64)])
-        starts = np.asarray(self._sample_starts)
-        return int((sums[starts[1:]] - sums[starts[:-1]])[self._members].sum()) if len(self._members) else 0
+        if not len(self._members):
+            return 0
+        by_sample = np.add.reduceat(self._trained, self._sample_starts[:-1], dtype=np.int64)
+        return int(by_sample[self._members].sum())
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ class StoreWriter:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files: dict[str, BinaryIO] = {}
-        self.lengths: list[int] = []
-        self.supervised: list[int] = []
+        self.lengths = array("q")
+        self.supervised = array("q")
 
     def __enter__(self) -> Self:
         self._files = {name: _file(self._directory, name).open("wb") for name in ("tokens", "trained")}

@@ -155,7 +155,7 @@ class TextEncoder:
         spans = [Span(f"{mark}user\n", literal=False), Span("One two", literal=True), Span(mark + "\n", literal=False)]
         ends = np.cumsum([len(span.text) for span in spans])
         whole = self._whole.encode("".join(span.text for span in spans), add_special_tokens=False)
-        return whole.ids == self._piecewise(spans, ends).ids.tolist()
+        return bool(whole.ids == self._piecewise(spans, ends).ids.tolist())
 
 
 def _plain_copy(backend: Tokenizer) -> Tokenizer:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from finetune_api.failures import ExitCode
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -117,11 +117,15 @@ class AutoTemplate:
                 "the tokenizer's chat template rewrites what messages say or how earlier turns look, so that the "
                 "answers' tokens cannot be told exactly; name a built-in template instead of auto"
             )
-        texts, places = render_jinja_template(
-            [_plain(messages)],
-            chat_template=self._own,
-            return_assistant_tokens_mask=True,
-            **self._tokenizer.special_tokens_map,
+        # With the mask it gives the places of the answers beside the text.
+        texts, places = cast(
+            "tuple[list[str], list[list[_Place]]]",
+            render_jinja_template(
+                [_plain(messages)],
+                chat_template=self._own,
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
+            ),
         )
         if len(places[0]) != answers:
             raise _invalid(
