@@ -63,7 +63,7 @@ spec:
   method:
     lora:
       rank: 16
-  precision: bf16
+  precision: fp32 # bf16 is quicker on GPUs and on CPUs that have it (AMX, AVX512-BF16), many times slower on others
   template:
     name: auto # the tokenizer's own
   hyperparameters:
