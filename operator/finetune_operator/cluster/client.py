@@ -7,6 +7,7 @@ of Kubernetes and drop the fields of a newer one. Authentication, TLS and connec
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -67,7 +68,8 @@ class ApiClient:
             if (SERVICE_ACCOUNT / "token").exists():
                 _config.load_incluster_config(client_configuration=settings)
             else:
-                await _config.load_kube_config(client_configuration=settings)
+                # Said by name, since the library looks at KUBECONFIG only once, when it is imported.
+                await _config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=settings)
         except config.ConfigException as error:
             raise ApiError(0, str(error), what="no credentials for an API server") from error
         settings.connection_pool_maxsize = 32
