@@ -32,7 +32,7 @@ class ProgressView:
         columns = [
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=20 if console.width < _NARROW else 32),
-            TextColumn("{task.fields[line]}"),
+            TextColumn("{task.fields[line]}", markup=False),
             TimeElapsedColumn(),
         ]
         self._bar = Bar(*columns, console=console, transient=True, refresh_per_second=4)
@@ -53,11 +53,17 @@ class ProgressView:
         """What is going on now."""
         if phase == self._phase:
             return
-        self._phase = phase
+        self._phase, self._shown = phase, ""
         if self.live:
             self._bar.reset(self._task, description=f"{self._name} {phase}", total=None, line="")
         else:
             self.say(phase)
+
+    def doing(self, text: str) -> None:
+        """What goes on while there is no progress to show; on a terminal alone, where it is overwritten."""
+        if self.live and not self._shown:
+            room = max(20, self.console.width - 60)
+            self._bar.update(self._task, line=text[:room])
 
     def progress(self, progress: Progress) -> None:
         """How far it is."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,8 @@ from finetune_cli.progress_view import ProgressView
 _LOOK_SECONDS = 0.2
 _TAIL_LINES = 20
 _CHECKPOINT = "checkpoint-"
+_NEWEST_BYTES = 4096
+_OWN_LINE = re.compile(r"\d\d:\d\d:\d\d I (.+)")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ class TrainerProcess:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_LOOK_SECONDS)
                 follower.look()
+                view.doing(self._newest_line())
                 if asked and not said:
                     said = True
                     view.say("stopping; a checkpoint is saved first, a second Ctrl-C does without", "yellow")
@@ -135,6 +140,14 @@ class TrainerProcess:
                 process.terminate()
                 process.wait()
         return Ended(process.returncode, self._read_report(), self.log, asked > 0)
+
+    def _newest_line(self) -> str:
+        """The log's last line that the trainer itself wrote, without its time."""
+        with self.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _NEWEST_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
+        told = (_OWN_LINE.match(line) for line in reversed(lines))
+        return next((found.group(1) for found in told if found), "")
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("wb") as log:

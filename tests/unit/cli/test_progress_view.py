@@ -38,3 +38,16 @@ def test_on_a_terminal_the_bar_goes_and_what_was_said_stays() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "checkpoint at step 12" in text
     assert "\x1b[2K" in text  # the bar's line was cleared
+
+
+def test_before_there_is_progress_the_bar_says_what_goes_on() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with ProgressView("night", console) as view:
+        view.phase("Preparing")
+        view.doing("first [sample]: 115 tokens")
+        view._bar.refresh()
+        assert "first [sample]: 115 tokens" in console.file.getvalue()  # type: ignore[attr-defined]
+        view.progress(HALF)
+        view.doing("not this")
+        view._bar.refresh()
+    assert "not this" not in console.file.getvalue()  # type: ignore[attr-defined]
