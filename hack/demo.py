@@ -18,15 +18,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from demo_cluster import CLUSTER, ROOT, DemoError, Target, embedded_kubeconfig, find_target, step
 from finetune_api.job import FineTuneJob
 from finetune_api.profile import TrainingProfileSpec
 from finetune_cli.console import out
 from finetune_cli.curve import read_curve
+from finetune_cli.documents import read_documents
 from finetune_cli.errors import CliError
 from finetune_cli.fetch import fetch
 from finetune_cli.kubectl import Body, Kubectl
+from finetune_cli.local_job import find_job
 from finetune_cli.results import held_out, show_samples
 from finetune_cli.volume_pod import PodPlan, volume_pod
 from finetune_cli.words import duration
@@ -159,10 +160,8 @@ class Demo:
 
 def quickstart() -> FineTuneJob:
     """The job of the manifest, in the demo's namespace."""
-    bodies: list[Body] = list(yaml.safe_load_all(MANIFEST.read_text(encoding="utf-8")))
-    body = next(body for body in bodies if body["kind"] == "FineTuneJob")
-    body["metadata"]["namespace"] = NAMESPACE
-    return FineTuneJob.from_dict(body)
+    job = find_job(read_documents([str(MANIFEST)]), None)[1]
+    return job.model_copy(update={"metadata": job.metadata.model_copy(update={"namespace": NAMESPACE})})
 
 
 def hub_answers() -> bool:
@@ -209,6 +208,8 @@ def remove(target: Target | None) -> int:
         if embedded_kubeconfig().parent.exists():
             with step("cluster", "taking the embedded cluster down") as done:
                 done.command([str(CLUSTER), "down"])
+        else:
+            out.print("there is no cluster of the demo's here", style="dim")
     else:
         kubectl = Kubectl(target.kubectl)
         # The operator goes last: it is the one that lets go of its jobs.

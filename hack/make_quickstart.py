@@ -68,7 +68,7 @@ spec:
     name: auto # the tokenizer's own
   hyperparameters:
     epochs: 2
-    learningRate: 1e-3
+    learningRate: 0.001
     globalBatchSize: 1 # packed sequences, each of several rows
   resources:
     cpu: "2"
