@@ -37,6 +37,7 @@ from finetune_operator.core.plan import make_plan
 MANIFEST = ROOT / "examples/quickstart.yaml"
 RELEASE = "finetune-operator"
 SYSTEM, NAMESPACE = "finetune-system", "finetune-demo"
+CRD = "finetunejobs.finetune.dev"
 SEED_ANNOTATION = "finetune.dev/demo-seed"
 FINETUNE = (sys.executable, "-m", "finetune_cli")
 
@@ -64,17 +65,21 @@ class Demo:
 
     target: Target
 
+    @property
+    def kubectl(self) -> Kubectl:
+        """In the demo's namespace."""
+        return Kubectl(self.target.kubectl, NAMESPACE)
+
     def run(self) -> int:
         begun = time.monotonic()
         self.target.start()
         operator, trainer = self.target.images()
-        self.kubectl = Kubectl(self.target.kubectl, NAMESPACE)
         self.install(operator, trainer)
         job = quickstart()
         self.make_namespace()
         self.seed(job, trainer)
         with step("job", "applying examples/quickstart.yaml"):
-            self.kubectl.run("delete", "finetunejobs.finetune.dev", job.metadata.name, "--ignore-not-found")
+            self.kubectl.run("delete", CRD, job.metadata.name, "--ignore-not-found")
             self.kubectl.run("apply", "-f", str(MANIFEST))
         out.print(f"started {duration(time.monotonic() - begun)} after make demo; following it:", style="bold")
         watched = subprocess.run(
@@ -90,6 +95,7 @@ class Demo:
 
     def install(self, operator: str, trainer: str) -> None:
         """The chart. Its CRDs go with it: a demo is to leave nothing."""
+        self.require_no_other()
         settings = {"crds.keep": "false"}
         for prefix, image in (("image", operator), ("trainer.image", trainer)):
             repository, sep, digest = image.partition("@")
@@ -107,6 +113,19 @@ class Demo:
         command[command.index("crds.keep=false") - 1] = "--set"  # the one that is no text
         with step("operator", f"helm upgrade --install into {SYSTEM}") as done:
             done.command(command)
+
+    def require_no_other(self) -> None:
+        """Two operators would work on each other's jobs."""
+        for body in self.kubectl.items("customresourcedefinitions"):
+            if body["metadata"]["name"] != CRD:
+                continue
+            notes = body["metadata"].get("annotations") or {}
+            owner = (notes.get("meta.helm.sh/release-namespace"), notes.get("meta.helm.sh/release-name"))
+            if owner != (SYSTEM, RELEASE):
+                raise DemoError(
+                    f"this cluster has FineTuneJobs already, from release {owner[1]} in namespace {owner[0]}; use that "
+                    "one: kubectl apply -f examples/quickstart.yaml, then finetune watch quickstart"
+                )
 
     def make_namespace(self) -> None:
         self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
@@ -134,7 +153,7 @@ class Demo:
     def show(self, name: str) -> None:
         """What came of it, and where to look further."""
         out.print(f"\n$ kubectl -n {NAMESPACE} get ftj", style="bold")
-        out.print(self.kubectl.run("get", "finetunejobs.finetune.dev").rstrip(), markup=False)
+        out.print(self.kubectl.run("get", CRD).rstrip(), markup=False)
         uid = self.kubectl.job(name).metadata.uid or ""
         target = ROOT / "runs" / f"{name}-{uid[:8]}"
         with step("result", f"finetune fetch {name}"):
