@@ -34,7 +34,7 @@ test-unit: setup ## No I/O, seconds
 
 .PHONY: test-api
 test-api: setup ## Against a real kube-apiserver
-	@hack/cluster/cluster build kubernetes etcd
+	@hack/cluster/cluster build kubernetes etcd helm
 	@$(PY) -m pytest tests/api
 
 .PHONY: test-e2e
