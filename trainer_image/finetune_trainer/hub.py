@@ -80,7 +80,9 @@ def fetch_model(repository: Repository, cache: Path, *, allow_pickle: bool, code
         files = wanted_files(sorted(info), allow_pickle=allow_pickle, code=code)
         missing = _size_of_missing(repository, hub, info, files)
         if missing:
-            check_room(cache, "cache", needed=missing, purpose=f"the {repository.title}")
+            with writing_to(hub, "cache"):
+                hub.mkdir(parents=True, exist_ok=True)
+            check_room(hub, "cache", needed=missing, purpose=f"the {repository.title}")
             log.info("fetching %s: %s files, %.0f MiB", repository.title, len(files), missing / 2**20)
         with _told(repository), writing_to(hub, "cache"):
             directory = Path(
