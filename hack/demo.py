@@ -77,7 +77,7 @@ class Demo:
         self.install(operator, trainer)
         job = quickstart()
         self.make_namespace()
-        self.seed(job, trainer)
+        self.seed(job, operator)
         with step("job", "applying examples/quickstart.yaml"):
             self.kubectl.run("delete", CRD, job.metadata.name, "--ignore-not-found")
             self.kubectl.run("apply", "-f", str(MANIFEST))

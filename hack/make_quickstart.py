@@ -67,7 +67,7 @@ spec:
   template:
     name: auto # the tokenizer's own
   hyperparameters:
-    epochs: 2
+    epochs: 1
     learningRate: 0.001
     globalBatchSize: 1 # packed sequences, each of several rows
   resources:

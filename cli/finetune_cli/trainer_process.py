@@ -20,6 +20,7 @@ from finetune_cli.errors import CliError
 from finetune_cli.progress_view import ProgressView
 
 _LOOK_SECONDS = 0.2
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TAIL_LINES = 20
 _CHECKPOINT = "checkpoint-"
 _NEWEST_BYTES = 4096
@@ -108,8 +109,8 @@ class TrainerProcess:
     report: Path
 
     def run(self, view: ProgressView, follower: Follower) -> Ended:
-        """Run it to its end. SIGINT and SIGTERM to us become SIGTERM to it, which saves a checkpoint; a second one
-        ends it at once.
+        """Run it to its end. What tells us to end (SIGHUP too: the terminal was closed) becomes SIGTERM to it, which
+        saves a checkpoint; a second time ends it at once.
 
         Raises:
             CliError: it cannot be started.
@@ -122,7 +123,8 @@ class TrainerProcess:
             process.send_signal(signal.SIGTERM if asked == 1 else signal.SIGKILL)
 
         process = self._start()
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+        before = {number: signal.signal(number, pass_on) for number in heard}
         try:
             said = False
             while process.poll() is None:

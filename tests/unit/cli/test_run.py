@@ -125,7 +125,8 @@ def test_a_failing_training_says_why(run: Runs, monkeypatch: pytest.MonkeyPatch,
     assert "train.log" in err
 
 
-def test_ctrl_c_saves_a_checkpoint_and_the_next_run_goes_on_from_it(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("told_by", [signal.SIGINT, signal.SIGHUP], ids=["Ctrl-C", "closed terminal"])
+def test_told_to_end_it_saves_a_checkpoint_and_the_next_run_goes_on_from_it(run: Runs, told_by: signal.Signals) -> None:
     program = (
         f"import sys; from finetune_cli import run; "
         f"sys.exit(run.run([{str(run.manifest)!r}], output=__import__('pathlib').Path({str(run.output)!r}), "
@@ -142,7 +143,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_next_run_goes_on_from_it(run: Runs, m
         for line in process.stdout:
             told.append(line)
             if "checkpoint at step 1" in line:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(told_by)
         stderr = process.stderr.read()
     assert process.returncode == 130
     assert "stopping" in "".join(told)
