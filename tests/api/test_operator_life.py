@@ -43,6 +43,13 @@ async def cluster(api: client.ApiClient, kubeconfig: Path, monkeypatch: pytest.M
     made = await ApiClient.connect()
     yield Cluster(made, ("default",))
     await made.close()
+    # A TLS connection takes a while to close, and pytest ends the loop at once.
+    await until(no_connection, "neither the operator nor its client leaves a connection open")
+
+
+async def no_connection() -> bool:
+    transports = asyncio.get_running_loop()._transports.values()  # type: ignore[attr-defined]
+    return all(transport._sock is None for transport in list(transports))
 
 
 def free_port() -> int:
