@@ -14,6 +14,8 @@ _NOT_RUN = pytest.StashKey[dict[str, tuple[int, str]]]()
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models: a second thread waits more than it works, and beside other processes it waits for ever.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def tier_of(path: Path) -> str:

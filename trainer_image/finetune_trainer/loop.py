@@ -96,6 +96,11 @@ class FineTuner(Trainer):
         self.meter.add(int(inputs.pop("tokens")))
         return super().training_step(model, inputs, *arguments, **options)
 
+    def begin(self) -> None:
+        """Report where this attempt starts: with the loss of the step that its checkpoint was written at."""
+        self._loss = next((_numbers(logs) for logs in reversed(self.state.log_history) if "loss" in logs), {})
+        self.progress.report(self.reported())
+
     def reported(self, eval_loss: float | None = None) -> Progress:
         """Where training is."""
         state, meter = self.state, self.meter
@@ -125,7 +130,7 @@ class FineTuner(Trainer):
         super().log(logs, *arguments, **options)
         if "loss" not in logs:
             return  # the summary at the end
-        self._loss = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
+        self._loss = _numbers(logs)
         if not math.isfinite(self._loss["loss"]):
             saved = self.progress.checkpoint
             kept = f" The checkpoint of step {saved.step} is good." if saved else ""
@@ -172,7 +177,7 @@ class _Follower(TrainerCallback):
         self._tuner = tuner
 
     def on_train_begin(self, *_events: Any, **_options: Any) -> None:
-        self._tuner.progress.report(self._tuner.reported())
+        self._tuner.begin()
 
     def on_step_begin(self, *_events: Any, **_options: Any) -> None:
         self._tuner.meter.begin()
@@ -184,6 +189,10 @@ class _Follower(TrainerCallback):
         if self._tuner.interrupted.told and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
 
 
 def _peak_memory() -> int:

@@ -22,6 +22,12 @@ def save(checkpoints: Checkpoints, step: int, content: bytes = b"weights") -> No
         (directory / "sub" / "optimizer.pt").write_bytes(b"state")
 
 
+def fill_the_volume(checkpoints: Checkpoints, step: int) -> None:
+    with checkpoints.writing(step, {}) as directory:
+        (directory / "half").write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+
 def test_the_newest_is_by_number_and_keeps_its_facts(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=9)
     for step in (9, 10, 100):
@@ -66,9 +72,8 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: object) -> None:
 def test_a_failed_write_leaves_the_older_one_and_no_trace(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     save(checkpoints, 1)
-    with pytest.raises(TrainerError) as raised, checkpoints.writing(2, {}) as directory:
-        (directory / "half").write_bytes(b"x")
-        raise OSError(28, "No space left on device")
+    with pytest.raises(TrainerError) as raised:
+        fill_the_volume(checkpoints, 2)
     assert raised.value.exit_code is ExitCode.VOLUME_FULL
     assert checkpoints.newest() == checkpoints.path_of(1)
     assert [path.name for path in checkpoints.directory.iterdir()] == ["checkpoint-1"]

@@ -1,0 +1,248 @@
+"""Real training of a tiny model on the CPU: what comes out, and that an interruption changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_api.failures import ExitCode
+from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer import evaluate
+from finetune_trainer.batches import Collator
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.interruption import Interruption
+from finetune_trainer.model import load_model, trainable_parameters
+from finetune_trainer.picture import read_history
+from finetune_trainer.prepare import prepare
+from finetune_trainer.prepared import load_prepared
+from finetune_trainer.progress import FILE, ProgressLog
+from finetune_trainer.train import BASELINE
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_model import make_tiny_model
+from trainings import at, configure, output_of, run
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def test_lora_learns_and_delivers_an_adapter_that_loads(tmp_path: Path, base: Path) -> None:
+    config = configure(
+        tmp_path,
+        base,
+        hyperparameters={"maxSteps": 20},
+        evaluation={"prompts": ["Colours of flag 3?"]},
+    )
+    report = run(config)
+    progress = report.progress
+    assert progress is not None
+    assert (progress.step, progress.total_steps) == (20, 20)
+    assert progress.initial_eval_loss is not None
+    assert progress.eval_loss is not None
+    assert progress.eval_loss < progress.initial_eval_loss - 0.1
+    assert report.model is not None
+    assert report.model.trainable_parameters == trainable_parameters(config, base)
+    assert report.checkpoint is not None
+    assert report.checkpoint.step == 20
+    assert [sample.before != sample.after for sample in report.samples] == [True]
+
+    adapter = output_of(config, "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "org/tiny"
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    assert tokenizer.chat_template == load_prepared(config).chat_template
+    stops = GenerationConfig.from_pretrained(adapter).eos_token_id
+    assert set(load_prepared(config).stop_token_ids) <= set(stops if isinstance(stops, list) else [stops])
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    measured = evaluate.held_out_loss(
+        tuned, load_prepared(config).validation, Collator(0, packed=False), config, Interruption()
+    )
+    assert measured == pytest.approx(progress.eval_loss, rel=1e-4)
+    assert {"README.md", "loss.png"} <= {path.name for path in adapter.iterdir()}
+
+
+def test_full_trains_every_weight_and_delivers_a_model_that_loads(tmp_path: Path, base: Path) -> None:
+    config = configure(tmp_path, base, method={"full": {}}, precision="bf16")
+    report = run(config)
+    assert report.output is not None
+    assert report.output.path == "model"
+    before = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    tuned = AutoModelForCausalLM.from_pretrained(output_of(config, "model"))
+    assert tuned.dtype == torch.bfloat16
+    assert all(
+        not torch.equal(value.to(before[name].dtype), before[name]) for name, value in tuned.state_dict().items()
+    )
+
+
+def test_every_step_is_reported_once_with_growing_tokens(tmp_path: Path, base: Path) -> None:
+    config = configure(tmp_path, base, evaluation={"everySteps": 3})
+    run(config)
+    history = read_history(output_of(config, FILE))
+    assert [report.step for report in history] == list(range(7))
+    tokens = [report.tokens or 0 for report in history]
+    assert tokens == sorted(tokens)
+    assert [report.step for report in history if report.eval_loss is not None] == [3, 6]
+
+
+@pytest.mark.parametrize("method", [{"lora": {"rank": 4, "dropout": 0.1}}, {"full": {}}], ids=["lora", "full"])
+@pytest.mark.parametrize("packing", [False, True], ids=["plain", "packed"])
+def test_an_interrupted_run_ends_with_the_same_weights(
+    tmp_path: Path, base: Path, method: dict[str, Any], packing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path, base, method=method, packing=packing, hyperparameters={"maxSteps": 8})
+    whole = at(config, tmp_path / "whole")
+    run(whole)
+
+    told = Interruption()
+    written = ProgressLog.report
+
+    def tell(log: ProgressLog, progress: Any) -> None:
+        written(log, progress)
+        if progress.step == 3:
+            told._told.set()
+
+    monkeypatch.setattr(ProgressLog, "report", tell)
+    with pytest.raises(TrainerError) as raised:
+        run(config, told)
+    assert raised.value.exit_code is ExitCode.INTERRUPTED
+    monkeypatch.setattr(ProgressLog, "report", written)
+    saved = Checkpoints(output_of(config), keep=2).newest()
+    assert saved is not None
+    assert saved.name == "checkpoint-4"
+    run(config, attempt=2)
+
+    name = "adapter/adapter_model.safetensors" if "lora" in method else "model/model.safetensors"
+    once, twice = load_file(output_of(whole, name)), load_file(output_of(config, name))
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[key], twice[key]) for key in once)
+    losses = [[report.loss for report in read_history(output_of(c, FILE))[1:]] for c in (whole, config)]
+    assert losses[0] == losses[1]
+
+
+def test_a_crash_goes_on_from_the_last_checkpoint(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(tmp_path, base)
+    written = ProgressLog.report
+
+    def crash(log: ProgressLog, progress: Any) -> None:
+        written(log, progress)
+        if progress.step == 5:
+            raise RuntimeError("crash")
+
+    monkeypatch.setattr(ProgressLog, "report", crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        run(config)
+    monkeypatch.setattr(ProgressLog, "report", written)
+    baseline = output_of(config, BASELINE).read_bytes()
+    report = run(config, attempt=2)
+    assert report.progress is not None
+    assert report.progress.step == 6
+    assert output_of(config, BASELINE).read_bytes() == baseline
+    lines = output_of(config, FILE).read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == [0, 1, 2, 3, 4, 5, 4, 5, 6, 6]
+
+
+def test_an_attempt_after_a_finished_one_reports_the_same(tmp_path: Path, base: Path) -> None:
+    config = configure(tmp_path, base)
+    report = run(config)
+    again = run(config, attempt=2)
+    assert again == report
+
+
+def losses(config: TrainerConfig, base: Path, *, packed: bool) -> list[float]:
+    """Loss of each supervised token, sorted by nothing: in the order of the set."""
+    settings = config.model_copy(update={"packing": packed})
+    prepare(settings)
+    model = load_model(settings, base, CPU).model
+    prepared, collate = load_prepared(settings).train, Collator(0, packed=packed)
+    found: list[float] = []
+    with evaluate.evaluating(model, "fp32"):
+        for index in range(len(prepared)):
+            sequence = prepared[index]
+            found += evaluate.token_losses(model, collate([sequence])).tolist()
+    return found
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "disabled"])
+def test_packed_samples_have_the_loss_that_they_have_alone(tmp_path: Path, base: Path, attention: str) -> None:
+    config = configure(tmp_path, base, acceleration={"flashAttention": attention})
+    alone, packed = losses(config, base, packed=False), losses(config, base, packed=True)
+    assert len(load_prepared(config.model_copy(update={"packing": True})).train) < 10
+    torch.testing.assert_close(torch.tensor(sorted(packed)), torch.tensor(sorted(alone)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_mixes_packed_samples_is_refused(tmp_path: Path, base: Path) -> None:
+    config = configure(tmp_path, base, packing=True)
+    prepare(config)
+    model = load_model(config, base, CPU).model
+    prepared, collate = load_prepared(config), Collator(0, packed=True)
+    evaluate.check_packing(model, prepared.train, collate, config)
+
+    # Weights so large that attention is sharp, and a forward pass that knows nothing of position ids.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    forward = model.forward
+    model.forward = lambda **inputs: forward(**{k: v for k, v in inputs.items() if k != "position_ids"})
+    with pytest.raises(TrainerError, match=r"dataset\.packing") as raised:
+        evaluate.check_packing(model, prepared.train, collate, config)
+    assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
+
+
+def test_accumulated_gradients_weigh_tokens_not_batches(tmp_path: Path, base: Path) -> None:
+    results = []
+    for micro in (1, 4):
+        config = at(configure(tmp_path, base, hyperparameters={"microBatchSize": micro}), tmp_path / f"micro-{micro}")
+        run(config)
+        results.append(load_file(output_of(config, "adapter/adapter_model.safetensors")))
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=2e-3, atol=2e-5)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, base: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    weights = load_file(base / "model.safetensors")
+    name = next(key for key in weights if key.endswith("down_proj.weight"))
+    weights[name][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    config = configure(tmp_path, broken, validation={"fraction": 0.0})
+    with pytest.raises(TrainerError, match="learningRate") as raised:
+        run(config)
+    assert raised.value.exit_code is ExitCode.NON_FINITE_LOSS
+    assert not output_of(config, "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "valid"),
+    [
+        ({"lora": {"targetModules": ["q_proj", "qq_proj"]}}, "targetModules", "v_proj"),
+        ({"lora": {"modulesToSave": ["head"]}}, "modulesToSave", "lm_head"),
+    ],
+)
+def test_a_module_that_does_not_exist_is_named_with_those_that_do(
+    tmp_path: Path, base: Path, method: dict[str, Any], field: str, valid: str
+) -> None:
+    config = configure(tmp_path, base, method=method)
+    with pytest.raises(TrainerError, match=field) as raised:
+        trainable_parameters(config, base)
+    assert raised.value.exit_code is ExitCode.METHOD_INVALID
+    assert valid in str(raised.value)
+
+
+def test_a_gpu_that_is_not_there_is_a_refusal(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = configure(tmp_path, base, distributed={"gpusPerNode": 1})
+    with pytest.raises(TrainerError, match="gpusPerNode") as raised:
+        run(config)
+    assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
