@@ -14,7 +14,6 @@ from finetune_operator.core.acceptance import profile_of
 from finetune_operator.core.plan import Plan, make_plan
 from finetune_operator.core.settings import CoreSettings
 from finetune_operator.core.times import stamp
-
 from manifests import finetunejob
 
 Body = dict[str, Any]
