@@ -36,16 +36,18 @@ class Curve:
         """The picture, ``width`` x ``height`` characters at most. Needs two points at least; see :attr:`enough`."""
         plotext.clear_figure()
         plotext.theme("clear")
-        plotext.plot_size(min(width, WIDTH), height)
+        plotext.plot_size(min(width, WIDTH), height - 1)
         if self.training:
             steps, losses = zip(*sorted(self.training.items()), strict=True)
-            plotext.plot(steps, losses, marker="braille", color="cyan", label="training loss")
+            plotext.plot(steps, losses, marker="braille", color="cyan")
         if self.held_out:
             steps, losses = zip(*sorted(self.held_out.items()), strict=True)
-            plotext.scatter(steps, losses, marker="●", color="orange", label="held-out loss")
+            plotext.scatter(steps, losses, marker="●", color="orange")
         plotext.xlabel("step")
         drawn = Text.from_ansi(plotext.build())
-        return Text("\n").join(line for line in drawn.split("\n") if line.plain.strip())
+        # plotext's own legend lies over the curve's beginning.
+        legend = Text.assemble("     ", ("⠒⠒", "cyan"), " training loss   ", ("●", "orange1"), " held-out loss")
+        return Text("\n").join([legend, *(line for line in drawn.split("\n") if line.plain.strip())])
 
     @property
     def enough(self) -> bool:

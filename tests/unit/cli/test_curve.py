@@ -48,6 +48,15 @@ def test_the_command_draws_it(tmp_path: Path) -> None:
     assert "step" in result.stdout
 
 
+def test_the_loss_before_the_first_step_is_in_the_picture() -> None:
+    curve = Curve()
+    curve.add(Progress(step=0, total_steps=9, initial_eval_loss=3.0))
+    for step in range(1, 10):
+        curve.add(Progress(step=step, total_steps=9, loss=2.9 - step / 10))
+    curve.add(Progress(step=9, total_steps=9, eval_loss=2.0))
+    assert curve.draw().plain.count("●") == 3  # the legend's, before and after
+
+
 @pytest.mark.parametrize("content", [None, LINES[0]])
 def test_without_losses_there_is_none(tmp_path: Path, content: str | None) -> None:
     if content:
