@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import logging
 import sys
+import warnings
 
 KEPT_LINES = 40
 _tail: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
@@ -27,6 +28,8 @@ def set_up() -> None:
     root.setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
+    # What libraries will rename is for those who write against them, not for the reader of a job's log.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     # Hugging Face's loggers have handlers of their own on stderr; ours on the root would be a second.
     for name in ("transformers", "peft", "accelerate", "huggingface_hub"):
         logging.getLogger(name).propagate = True

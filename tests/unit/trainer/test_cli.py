@@ -1,0 +1,144 @@
+"""The program as a pod runs it: exit codes, the termination report, SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from finetune_api.failures import ExitCode
+from finetune_api.reports import TERMINATION_PATH_ENV, TerminationReport
+from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer import cli
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.interruption import Interruption
+from tiny_model import make_tiny_model
+from trainings import configure, output_of
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+class Pod:
+    """Runs ``finetune-train`` as its container does."""
+
+    def __init__(self, directory: Path, config: TrainerConfig) -> None:
+        self.config, self.termination = directory / "config.json", directory / "termination-log"
+        self.config.write_text(config.to_json())
+
+    def command(self, step: str) -> list[str]:
+        return [sys.executable, "-m", "finetune_trainer.cli", step, "--config", str(self.config)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {TERMINATION_PATH_ENV: str(self.termination), "FINETUNE_ATTEMPT": "1"}
+
+    def run(self, step: str) -> tuple[int, TerminationReport]:
+        self.termination.unlink(missing_ok=True)
+        code = subprocess.run(self.command(step), env=self.environment, capture_output=True, check=False).returncode
+        return code, self.report()
+
+    def report(self) -> TerminationReport:
+        found = TerminationReport.decode(self.termination.read_bytes())
+        assert found is not None
+        return found
+
+
+def test_a_pod_that_is_told_to_end_saves_and_the_next_goes_on(tmp_path: Path, base: Path) -> None:
+    steps = {"maxSteps": 400, "globalBatchSize": 2}
+    config = configure(tmp_path, base, hyperparameters=steps, checkpoint={"everySteps": 1000, "keep": 2})
+    pod = Pod(tmp_path, config)
+    code, report = pod.run("prepare")
+    assert (code, report.step) == (0, "prepare")
+    assert report.model is not None
+    assert report.model.trainable_parameters
+
+    with subprocess.Popen(
+        pod.command("train"), env=pod.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "step 3/400" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+        assert process.wait() == ExitCode.INTERRUPTED, rest
+    report = pod.report()
+    saved = Checkpoints(output_of(config), keep=2).newest()
+    assert saved is not None
+    assert report.checkpoint is not None
+    assert report.checkpoint.path == f"checkpoints/{saved.name}"
+    assert report.exit_code == ExitCode.INTERRUPTED
+    assert report.progress is not None
+    assert 3 <= report.checkpoint.step < 100
+
+    pod.config.write_text(config.to_json())
+    with subprocess.Popen(
+        pod.command("train"), env=pod.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        log = ""
+        for line in process.stdout:
+            log += line
+            if f"step {report.checkpoint.step + 1}/400" in line:
+                process.kill()
+                break
+    assert f"going on from {saved.name}" in log
+
+
+def test_a_failure_says_why_with_its_code(tmp_path: Path, base: Path) -> None:
+    config = configure(tmp_path, base)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", \n')
+    code, report = Pod(tmp_path, config).run("prepare")
+    assert code == report.exit_code == ExitCode.DATASET_INVALID
+    assert report.message is not None
+    assert "rows.jsonl:2" in report.message
+    assert report.log_tail is not None
+
+
+def test_training_without_prepared_data_says_so(tmp_path: Path, base: Path) -> None:
+    pod = Pod(tmp_path, configure(tmp_path, base))
+    assert cli.run("train", pod.config, Interruption()).exit_code == ExitCode.PREPARED_DATA_MISSING
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("{", "config.json"), ('{"version": 2}', "version"), (None, "cannot be read")],
+    ids=["no JSON", "another version", "missing"],
+)
+def test_a_configuration_that_is_none_is_told(tmp_path: Path, text: str | None, named: str) -> None:
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_text(text)
+    report = cli.run("train", path, Interruption())
+    assert report.exit_code == ExitCode.CONFIG_INVALID
+    assert named in (report.message or "")
+
+
+def test_what_this_trainer_cannot_do_is_refused_not_left_out(tmp_path: Path, base: Path) -> None:
+    config = json.loads(configure(tmp_path, base).to_json())
+    config["precision"] = "fp8"
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    report = cli.run("prepare", path, Interruption())
+    assert report.exit_code == ExitCode.CONFIG_INVALID
+    assert "precision" in (report.message or "")
+
+
+def test_a_crash_is_reported_with_its_kind(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(configure(tmp_path, base).to_json())
+
+    def crash(_config: TrainerConfig) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(cli, "check_supported", crash)
+    report = cli.run("train", path, Interruption())
+    assert report.exit_code == ExitCode.TRAINER_CRASH
+    assert "KeyError" in (report.message or "")
