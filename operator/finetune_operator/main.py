@@ -9,6 +9,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import kopf
 from aiohttp import web
@@ -17,6 +18,7 @@ from finetune_operator import handlers, logs
 from finetune_operator.cluster.client import ApiClient
 from finetune_operator.cluster.errors import ApiError
 from finetune_operator.cluster.objects import Cluster
+from finetune_operator.core import names
 from finetune_operator.health import Health
 from finetune_operator.progress import Authenticator, ProgressEndpoint
 from finetune_operator.reconciler import Reconciler
@@ -104,6 +106,10 @@ async def _run(settings: Settings, api: ApiClient, stop: asyncio.Event) -> None:
             await asyncio.gather(watching, return_exceptions=True)
 
 
+_IDENTITY: Any = names.MANAGER
+"""Else kopf asks for the name of its user, and in a container there may be none. Nobody reads it: it has no peers."""
+
+
 class Watches:
     """kopf, embedded."""
 
@@ -121,6 +127,7 @@ class Watches:
             settings=handlers.make_settings(),
             clusterwide=not self._settings.namespaces,
             namespaces=self._settings.namespaces,
+            identity=_IDENTITY,
             standalone=True,
             stop_flag=self.stop,
             ready_flag=self.ready,
