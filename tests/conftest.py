@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,12 @@ def why_not(tier: str) -> str:
     if tier == "unit":
         return ""
     result = subprocess.run(
-        [str(ROOT / "hack/tiers"), "why-not", tier], cwd=ROOT, capture_output=True, text=True, check=True
+        [str(ROOT / "hack/tiers"), "why-not", tier],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return result.stdout.strip()
 
