@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from finetune_trainer.model import load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
 from tiny_model import make_tiny_model
-from trainings import at, configure, run
+from trainings import configure, run
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +39,7 @@ def test_it_learns(tmp_path: Path, base: Path, method: dict[str, object], precis
     report = run(config)
     assert report.progress is not None
     assert report.progress.eval_loss is not None
-    assert report.progress.eval_loss < 0.9 * (report.progress.initial_eval_loss or 0)
+    assert report.progress.eval_loss < (report.progress.initial_eval_loss or 0) - 0.1
     assert report.acceleration is not None
     assert report.acceleration.device == torch.cuda.get_device_name()
     assert 0 < (report.progress.peak_memory_bytes or 0) < 2**32
@@ -65,10 +66,12 @@ def test_packed_samples_keep_apart(tmp_path: Path, base: Path) -> None:
 
 def test_an_allocation_that_does_not_fit_says_what_to_lower(tmp_path: Path, base: Path) -> None:
     config = configure(tmp_path, base, distributed={"gpusPerNode": 1})
+    gc.collect()
+    torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-6)
     try:
         with pytest.raises(TrainerError, match="microBatchSize") as raised:
-            run(at(config, tmp_path / "tight"))
+            run(config)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert raised.value.exit_code is ExitCode.CUDA_OUT_OF_MEMORY

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from finetune_api.failures import ExitCode
 from finetune_api.status import Progress
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
@@ -85,6 +85,7 @@ class FineTuner(Trainer):
         self._run_dir: str | None = None
         self._loss: dict[str, float] = {}
         super().__init__(callbacks=[_Follower(self)], **options)
+        self.remove_callback(PrinterCallback)  # our log says the same
 
     @property
     def stopped(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from finetune_api.failures import ExitCode
 from finetune_api.reports import TerminationReport
-from finetune_api.status import MemoryStatus, Sample
+from finetune_api.status import MemoryStatus, Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
@@ -57,16 +57,36 @@ def train(
     if (done := read_json(output / RESULT)) is not None:
         log.info("the result is there already: an earlier attempt was not heard of")
         return TerminationReport.model_validate(done)
+    try:
+        report = _attempt(config, attempt, interrupted, known)
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(config, known, error) from error
+    with writing_to(output / RESULT, "output"):
+        write_json(output / RESULT, report.model_dump(mode="json", by_alias=True, exclude_none=True))
+    return report
+
+
+def _attempt(
+    config: TrainerConfig, attempt: int, interrupted: Interruption, known: dict[str, object]
+) -> TerminationReport:
     run = _Run.prepare(config, attempt, interrupted)
     try:
-        report = run.go()
+        return run.go()
     finally:
         run.progress.close()
         reached = {"progress": run.progress.last, "checkpoint": run.progress.checkpoint}
         known |= {key: value for key, value in reached.items() if value is not None}
-    with writing_to(output / RESULT, "output"):
-        write_json(output / RESULT, report.model_dump(mode="json", by_alias=True, exclude_none=True))
-    return report
+
+
+def _out_of_memory(config: TrainerConfig, known: dict[str, object], error: torch.OutOfMemoryError) -> TrainerError:
+    progress = known.get("progress")
+    where = f"after step {progress.step}" if isinstance(progress, Progress) else "while the model was loaded"
+    return TrainerError(
+        ExitCode.CUDA_OUT_OF_MEMORY,
+        f"the GPU is out of memory {where}: {str(error).split('. ')[0]}. Lower hyperparameters.microBatchSize "
+        f"({config.hyperparameters.micro_batch_size}) or dataset.maxLength ({config.max_length}), or set "
+        "acceleration.gradientCheckpointing",
+    )
 
 
 @dataclass
@@ -171,7 +191,7 @@ class _Run:
         before = baseline.get("answers") or [None] * len(prompts)
         return [Sample(prompt=p, before=b, after=a) for p, b, a in zip(prompts, before, after, strict=True)]
 
-    def measure(self, trainer: FineTuner, meter: Meter) -> Any:
+    def measure(self, trainer: FineTuner, meter: Meter) -> Progress:
         """The last report, with the held-out loss of the trained model."""
         last = trainer.reported(eval_loss=self.held_out())
         if last.eval_loss is not None:
@@ -235,14 +255,6 @@ class _Run:
         self.interrupted.defer(deferred=True)
         try:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
-        except torch.OutOfMemoryError as error:
-            raise TrainerError(
-                ExitCode.CUDA_OUT_OF_MEMORY,
-                f"the GPU is out of memory in step {trainer.state.global_step + 1}: "
-                f"{str(error).split('. ')[0]}. Lower hyperparameters.microBatchSize "
-                f"({self.config.hyperparameters.micro_batch_size}) or dataset.maxLength ({self.config.max_length}), "
-                "or set acceleration.gradientCheckpointing",
-            ) from error
         finally:
             self.interrupted.defer(deferred=False)
         if trainer.stopped:
