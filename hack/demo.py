@@ -128,7 +128,9 @@ class Demo:
                 )
 
     def make_namespace(self) -> None:
-        self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        """Restricted, as jobs' pods are: nothing in the demo needs more."""
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
 
     def seed(self, job: FineTuneJob, image: str) -> None:
         """Give the cache claim the model that the manifest names, where pods could not fetch it."""
