@@ -71,7 +71,7 @@ spec:
     learningRate: 0.001
     globalBatchSize: 1 # packed sequences, each of several rows
   resources:
-    cpu: "2"
+    cpu: 1800m # both cores of a small node, but for what else it runs
     memory: 4Gi
   output:
     claim:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from finetune_api.job import FineTuneJob
-from finetune_api.status import CheckpointStatus
+from finetune_api.status import CheckpointStatus, Condition
 
 from finetune_cli.console import out
 from finetune_cli.errors import CliError
@@ -19,8 +19,9 @@ FINAL = ("Succeeded", "Failed")
 SHORTEST_WAIT: Final = 0.5
 LONGEST_WAIT: Final = 15.0
 """Seconds between two watches; doubled while the API server does not answer."""
-_QUIET_CONDITIONS = frozenset({"Reconciling", "Stalled", "Ready"})
-"""Said for GitOps tools; the others tell a person the same."""
+_MILESTONES = frozenset({"Accepted", "Prepared", "Suspended"})
+"""Conditions that are told when they come to hold or cease to. How it ended is told at the end; the message of
+Reconciling is what goes on now; the others are for GitOps tools."""
 
 
 @dataclass
@@ -30,7 +31,8 @@ class Follower:
     view: ProgressView
     uid: str | None = None
     checkpoint: CheckpointStatus | None = None
-    conditions: dict[str, tuple[str, str]] = field(default_factory=dict)
+    conditions: dict[str, str] = field(default_factory=dict)
+    going_on: str = ""
     attempt: int = 0
 
     def show(self, job: FineTuneJob) -> None:
@@ -39,14 +41,7 @@ class Follower:
             raise CliError(f"FineTuneJob {job.metadata.name} was deleted and made anew; watch it again")
         self.uid = job.metadata.uid
         status = job.status
-        for condition in status.conditions:
-            said = (condition.status, condition.reason)
-            if condition.type in _QUIET_CONDITIONS or self.conditions.get(condition.type) == said:
-                continue
-            if condition.status == "True" or condition.type in self.conditions:
-                message = f": {condition.message}" if condition.message else ""
-                self.view.say(f"{condition.type}={condition.status} ({condition.reason}){message}", "dim")
-            self.conditions[condition.type] = said
+        self._tell(status.conditions)
         if status.attempt and status.attempt != self.attempt:
             if status.attempt > 1:
                 self.view.say(f"attempt {status.attempt}")
@@ -57,6 +52,16 @@ class Follower:
             self.checkpoint = status.checkpoint
         if status.progress:
             self.view.progress(status.progress)
+
+    def _tell(self, conditions: list[Condition]) -> None:
+        for condition in conditions:
+            before, self.conditions[condition.type] = self.conditions.get(condition.type), condition.status
+            if condition.type in _MILESTONES and condition.status != before and "True" in (before, condition.status):
+                ceased = "" if condition.status == "True" else " no longer"
+                self.view.say(": ".join(filter(None, [f"{condition.type}{ceased}", condition.message])), "dim")
+            elif condition.type == "Reconciling" and condition.message not in ("", self.going_on):
+                self.going_on = condition.message
+                self.view.say(condition.message, "dim")
 
 
 def watch(kubectl: Kubectl, name: str) -> bool:

@@ -51,6 +51,36 @@ def test_it_is_followed_to_its_result(fake: FakeKubectl) -> None:
     assert "held-out loss: 3.0000 → 1.5000" in out
 
 
+def condition(kind: str, status: str, message: str = "") -> dict[str, str]:
+    stamp = "2026-01-01T00:00:00Z"
+    return {"type": kind, "status": status, "reason": "R", "message": message, "lastTransitionTime": stamp}
+
+
+def test_what_goes_on_is_said_once_and_what_is_for_tools_is_not(fake: FakeKubectl) -> None:
+    accepted = condition("Accepted", "True", "The manifest is valid.")
+    waiting = condition("Reconciling", "True", "No node takes the pod.")
+    noise = [
+        condition("Complete", "False", "noise"),
+        condition("Failed", "False"),
+        condition("Ready", "False", "noise"),
+    ]
+    told = events(
+        job("Queued", conditions=[accepted, waiting, *noise]),
+        job("Queued", conditions=[accepted, waiting, *noise], attempt=1),
+        job("Suspended", conditions=[accepted, condition("Suspended", "True", "by its owner"), *noise]),
+        job("Running", conditions=[accepted, condition("Suspended", "False", "resumed"), *noise]),
+        job("Succeeded", output=OUTPUT),
+    )
+    fake.answer("--watch", out=told)
+    fake.answer("get", "night", out=job("Pending", conditions=[condition("Accepted", "Unknown")]))
+    lines = [line.partition(" ")[2] for line in watch()[1].splitlines()]
+    assert lines.count("Accepted: The manifest is valid.") == 1
+    assert lines.count("No node takes the pod.") == 1
+    assert lines.count("Suspended: by its owner") == 1
+    assert lines.count("Suspended no longer: resumed") == 1
+    assert not any("noise" in line or "Failed" in line for line in lines)
+
+
 def test_a_watch_that_breaks_is_made_anew(fake: FakeKubectl) -> None:
     fake.answer("--watch", out=events(job("Running", progress=progress(3))), err="error: gone\n", code=1, times=1)
     fake.answer("--watch", out=events(job("Succeeded", output=OUTPUT)), times=1)
