@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from finetune_api.failures import ExitCode
@@ -16,33 +16,47 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer import cli
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.interruption import Interruption
-from tiny_model import make_tiny_model
 from trainings import configure, output_of
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
 class Pod:
-    """Runs ``finetune-train`` as its container does."""
+    """Runs ``finetune-train`` as its container does, in a fork of this process: importing torch and transformers
+    anew takes longer than all that is tested here."""
 
     def __init__(self, directory: Path, config: TrainerConfig) -> None:
         self.config, self.termination = directory / "config.json", directory / "termination-log"
         self.config.write_text(config.to_json())
 
-    def command(self, step: str) -> list[str]:
-        return [sys.executable, "-m", "finetune_trainer.cli", step, "--config", str(self.config)]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return os.environ | {TERMINATION_PATH_ENV: str(self.termination), "FINETUNE_ATTEMPT": "1"}
+    def start(self, step: str) -> tuple[int, TextIO]:
+        """Process id and output."""
+        self.termination.unlink(missing_ok=True)
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(write)
+            return pid, os.fdopen(read)
+        code = 99
+        try:
+            os.dup2(write, 1)
+            os.dup2(write, 2)
+            sys.stdout = sys.stderr = os.fdopen(write, "w", buffering=1)
+            os.environ |= {TERMINATION_PATH_ENV: str(self.termination), "FINETUNE_ATTEMPT": "1"}
+            cli.main([step, "--config", str(self.config)])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            os._exit(code)
 
     def run(self, step: str) -> tuple[int, TerminationReport]:
-        self.termination.unlink(missing_ok=True)
-        code = subprocess.run(self.command(step), env=self.environment, capture_output=True, check=False).returncode
-        return code, self.report()
+        """Exit code and last word."""
+        pid, output = self.start(step)
+        with output:
+            output.read()
+        return self.wait(pid), self.report()
+
+    @staticmethod
+    def wait(pid: int) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def report(self) -> TerminationReport:
         found = TerminationReport.decode(self.termination.read_bytes())
@@ -50,25 +64,21 @@ class Pod:
         return found
 
 
-def test_a_pod_that_is_told_to_end_saves_and_the_next_goes_on(tmp_path: Path, base: Path) -> None:
+def test_a_pod_that_is_told_to_end_saves_and_the_next_goes_on(tmp_path: Path, tiny: Path) -> None:
     steps = {"maxSteps": 400, "globalBatchSize": 2}
-    config = configure(tmp_path, base, hyperparameters=steps, checkpoint={"everySteps": 1000, "keep": 2})
+    config = configure(tmp_path, tiny, hyperparameters=steps, checkpoint={"everySteps": 1000, "keep": 2})
     pod = Pod(tmp_path, config)
     code, report = pod.run("prepare")
     assert (code, report.step) == (0, "prepare")
     assert report.model is not None
     assert report.model.trainable_parameters
 
-    with subprocess.Popen(
-        pod.command("train"), env=pod.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "step 3/400" in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        rest = process.stdout.read()
-        assert process.wait() == ExitCode.INTERRUPTED, rest
+    pid, output = pod.start("train")
+    with output:
+        await_line(output, "step 3/400")
+        os.kill(pid, signal.SIGTERM)
+        rest = output.read()
+    assert pod.wait(pid) == ExitCode.INTERRUPTED, rest
     report = pod.report()
     saved = Checkpoints(output_of(config), keep=2).newest()
     assert saved is not None
@@ -78,22 +88,26 @@ def test_a_pod_that_is_told_to_end_saves_and_the_next_goes_on(tmp_path: Path, ba
     assert report.progress is not None
     assert 3 <= report.checkpoint.step < 100
 
-    pod.config.write_text(config.to_json())
-    with subprocess.Popen(
-        pod.command("train"), env=pod.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        log = ""
-        for line in process.stdout:
-            log += line
-            if f"step {report.checkpoint.step + 1}/400" in line:
-                process.kill()
-                break
+    pid, output = pod.start("train")
+    with output:
+        log = await_line(output, f"step {report.checkpoint.step + 1}/400")
+        os.kill(pid, signal.SIGKILL)
+    assert pod.wait(pid) == -signal.SIGKILL
     assert f"going on from {saved.name}" in log
 
 
-def test_a_failure_says_why_with_its_code(tmp_path: Path, base: Path) -> None:
-    config = configure(tmp_path, base)
+def await_line(output: TextIO, text: str) -> str:
+    """What was written up to the line with ``text``."""
+    log = ""
+    for line in output:
+        log += line
+        if text in line:
+            return log
+    raise AssertionError(f"no {text!r} in:\n{log}")
+
+
+def test_a_failure_says_why_with_its_code(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny)
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", \n')
     code, report = Pod(tmp_path, config).run("prepare")
     assert code == report.exit_code == ExitCode.DATASET_INVALID
@@ -102,8 +116,8 @@ def test_a_failure_says_why_with_its_code(tmp_path: Path, base: Path) -> None:
     assert report.log_tail is not None
 
 
-def test_training_without_prepared_data_says_so(tmp_path: Path, base: Path) -> None:
-    pod = Pod(tmp_path, configure(tmp_path, base))
+def test_training_without_prepared_data_says_so(tmp_path: Path, tiny: Path) -> None:
+    pod = Pod(tmp_path, configure(tmp_path, tiny))
     assert cli.run("train", pod.config, Interruption()).exit_code == ExitCode.PREPARED_DATA_MISSING
 
 
@@ -121,8 +135,8 @@ def test_a_configuration_that_is_none_is_told(tmp_path: Path, text: str | None, 
     assert named in (report.message or "")
 
 
-def test_what_this_trainer_cannot_do_is_refused_not_left_out(tmp_path: Path, base: Path) -> None:
-    config = json.loads(configure(tmp_path, base).to_json())
+def test_what_this_trainer_cannot_do_is_refused_not_left_out(tmp_path: Path, tiny: Path) -> None:
+    config = json.loads(configure(tmp_path, tiny).to_json())
     config["precision"] = "fp8"
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
@@ -131,9 +145,9 @@ def test_what_this_trainer_cannot_do_is_refused_not_left_out(tmp_path: Path, bas
     assert "precision" in (report.message or "")
 
 
-def test_a_crash_is_reported_with_its_kind(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_is_reported_with_its_kind(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.json"
-    path.write_text(configure(tmp_path, base).to_json())
+    path.write_text(configure(tmp_path, tiny).to_json())
 
     def crash(_config: TrainerConfig) -> None:
         raise KeyError("surprise")

@@ -24,22 +24,16 @@ from finetune_trainer.progress import FILE, ProgressLog
 from finetune_trainer.train import BASELINE
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_model import make_tiny_model
 from trainings import at, configure, output_of, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-def test_lora_learns_and_delivers_an_adapter_that_loads(tmp_path: Path, base: Path) -> None:
+def test_lora_learns_and_delivers_an_adapter_that_loads(tmp_path: Path, tiny: Path) -> None:
     config = configure(
         tmp_path,
-        base,
+        tiny,
         hyperparameters={"maxSteps": 20},
         evaluation={"prompts": ["Colours of flag 3?"]},
     )
@@ -51,7 +45,7 @@ def test_lora_learns_and_delivers_an_adapter_that_loads(tmp_path: Path, base: Pa
     assert progress.eval_loss is not None
     assert progress.eval_loss < progress.initial_eval_loss - 0.1
     assert report.model is not None
-    assert report.model.trainable_parameters == trainable_parameters(config, base)
+    assert report.model.trainable_parameters == trainable_parameters(config, tiny)
     assert report.checkpoint is not None
     assert report.checkpoint.step == 20
     assert [sample.before != sample.after for sample in report.samples] == [True]
@@ -63,7 +57,7 @@ def test_lora_learns_and_delivers_an_adapter_that_loads(tmp_path: Path, base: Pa
     assert tokenizer.chat_template == load_prepared(config).chat_template
     stops = GenerationConfig.from_pretrained(adapter).eos_token_id
     assert set(load_prepared(config).stop_token_ids) <= set(stops if isinstance(stops, list) else [stops])
-    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), adapter)
     measured = evaluate.held_out_loss(
         tuned, load_prepared(config).validation, Collator(0, packed=False), config, Interruption()
     )
@@ -71,12 +65,12 @@ def test_lora_learns_and_delivers_an_adapter_that_loads(tmp_path: Path, base: Pa
     assert {"README.md", "loss.png"} <= {path.name for path in adapter.iterdir()}
 
 
-def test_full_trains_every_weight_and_delivers_a_model_that_loads(tmp_path: Path, base: Path) -> None:
-    config = configure(tmp_path, base, method={"full": {}}, precision="bf16")
+def test_full_trains_every_weight_and_delivers_a_model_that_loads(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, method={"full": {}}, precision="bf16")
     report = run(config)
     assert report.output is not None
     assert report.output.path == "model"
-    before = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    before = AutoModelForCausalLM.from_pretrained(tiny).state_dict()
     tuned = AutoModelForCausalLM.from_pretrained(output_of(config, "model"))
     assert tuned.dtype == torch.bfloat16
     assert all(
@@ -84,8 +78,8 @@ def test_full_trains_every_weight_and_delivers_a_model_that_loads(tmp_path: Path
     )
 
 
-def test_every_step_is_reported_once_with_growing_tokens(tmp_path: Path, base: Path) -> None:
-    config = configure(tmp_path, base, evaluation={"everySteps": 3})
+def test_every_step_is_reported_once_with_growing_tokens(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, evaluation={"everySteps": 3})
     run(config)
     history = read_history(output_of(config, FILE))
     assert [report.step for report in history] == list(range(7))
@@ -97,9 +91,9 @@ def test_every_step_is_reported_once_with_growing_tokens(tmp_path: Path, base: P
 @pytest.mark.parametrize("method", [{"lora": {"rank": 4, "dropout": 0.1}}, {"full": {}}], ids=["lora", "full"])
 @pytest.mark.parametrize("packing", [False, True], ids=["plain", "packed"])
 def test_an_interrupted_run_ends_with_the_same_weights(
-    tmp_path: Path, base: Path, method: dict[str, Any], packing: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: Path, method: dict[str, Any], packing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configure(tmp_path, base, method=method, packing=packing, hyperparameters={"maxSteps": 8})
+    config = configure(tmp_path, tiny, method=method, packing=packing, hyperparameters={"maxSteps": 8})
     whole = at(config, tmp_path / "whole")
     run(whole)
 
@@ -129,8 +123,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert losses[0] == losses[1]
 
 
-def test_a_crash_goes_on_from_the_last_checkpoint(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configure(tmp_path, base)
+def test_a_crash_goes_on_from_the_last_checkpoint(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(tmp_path, tiny)
     written = ProgressLog.report
 
     def crash(log: ProgressLog, progress: Any) -> None:
@@ -152,18 +146,18 @@ def test_a_crash_goes_on_from_the_last_checkpoint(tmp_path: Path, base: Path, mo
     assert steps == [0, 1, 2, 3, 4, 5, 4, 5, 6, 6]
 
 
-def test_an_attempt_after_a_finished_one_reports_the_same(tmp_path: Path, base: Path) -> None:
-    config = configure(tmp_path, base)
+def test_an_attempt_after_a_finished_one_reports_the_same(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny)
     report = run(config)
     again = run(config, attempt=2)
     assert again == report
 
 
-def losses(config: TrainerConfig, base: Path, *, packed: bool) -> list[float]:
+def losses(config: TrainerConfig, tiny: Path, *, packed: bool) -> list[float]:
     """Loss of each supervised token, sorted by nothing: in the order of the set."""
     settings = config.model_copy(update={"packing": packed})
     prepare(settings)
-    model = load_model(settings, base, CPU).model
+    model = load_model(settings, tiny, CPU).model
     prepared, collate = load_prepared(settings).train, Collator(0, packed=packed)
     found: list[float] = []
     with evaluate.evaluating(model, "fp32"):
@@ -174,17 +168,17 @@ def losses(config: TrainerConfig, base: Path, *, packed: bool) -> list[float]:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "disabled"])
-def test_packed_samples_have_the_loss_that_they_have_alone(tmp_path: Path, base: Path, attention: str) -> None:
-    config = configure(tmp_path, base, acceleration={"flashAttention": attention})
-    alone, packed = losses(config, base, packed=False), losses(config, base, packed=True)
+def test_packed_samples_have_the_loss_that_they_have_alone(tmp_path: Path, tiny: Path, attention: str) -> None:
+    config = configure(tmp_path, tiny, acceleration={"flashAttention": attention})
+    alone, packed = losses(config, tiny, packed=False), losses(config, tiny, packed=True)
     assert len(load_prepared(config.model_copy(update={"packing": True})).train) < 10
     torch.testing.assert_close(torch.tensor(sorted(packed)), torch.tensor(sorted(alone)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_mixes_packed_samples_is_refused(tmp_path: Path, base: Path) -> None:
-    config = configure(tmp_path, base, packing=True)
+def test_a_model_that_mixes_packed_samples_is_refused(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, packing=True)
     prepare(config)
-    model = load_model(config, base, CPU).model
+    model = load_model(config, tiny, CPU).model
     prepared, collate = load_prepared(config), Collator(0, packed=True)
     evaluate.check_packing(model, prepared.train, collate, config)
 
@@ -199,20 +193,20 @@ def test_a_model_that_mixes_packed_samples_is_refused(tmp_path: Path, base: Path
     assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
 
 
-def test_accumulated_gradients_weigh_tokens_not_batches(tmp_path: Path, base: Path) -> None:
+def test_accumulated_gradients_weigh_tokens_not_batches(tmp_path: Path, tiny: Path) -> None:
     results = []
     for micro in (1, 4):
-        config = at(configure(tmp_path, base, hyperparameters={"microBatchSize": micro}), tmp_path / f"micro-{micro}")
+        config = at(configure(tmp_path, tiny, hyperparameters={"microBatchSize": micro}), tmp_path / f"micro-{micro}")
         run(config)
         results.append(load_file(output_of(config, "adapter/adapter_model.safetensors")))
     for name, value in results[0].items():
         torch.testing.assert_close(value, results[1][name], rtol=2e-3, atol=2e-5)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, base: Path) -> None:
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, tiny: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(base, broken)
-    weights = load_file(base / "model.safetensors")
+    shutil.copytree(tiny, broken)
+    weights = load_file(tiny / "model.safetensors")
     name = next(key for key in weights if key.endswith("down_proj.weight"))
     weights[name][0, 0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
@@ -231,18 +225,18 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, base: Path) -> No
     ],
 )
 def test_a_module_that_does_not_exist_is_named_with_those_that_do(
-    tmp_path: Path, base: Path, method: dict[str, Any], field: str, valid: str
+    tmp_path: Path, tiny: Path, method: dict[str, Any], field: str, valid: str
 ) -> None:
-    config = configure(tmp_path, base, method=method)
+    config = configure(tmp_path, tiny, method=method)
     with pytest.raises(TrainerError, match=field) as raised:
-        trainable_parameters(config, base)
+        trainable_parameters(config, tiny)
     assert raised.value.exit_code is ExitCode.METHOD_INVALID
     assert valid in str(raised.value)
 
 
-def test_a_gpu_that_is_not_there_is_a_refusal(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_a_refusal(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = configure(tmp_path, base, distributed={"gpusPerNode": 1})
+    config = configure(tmp_path, tiny, distributed={"gpusPerNode": 1})
     with pytest.raises(TrainerError, match="gpusPerNode") as raised:
         run(config)
     assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
