@@ -30,6 +30,9 @@ def set_up(cache: Path) -> None:
             "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # only the token that the manifest names is sent
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            # Where KUBEFLOW_TRAINER_SERVER_URL is set, transformers adds its KubeflowCallback whatever report_to says:
+            # a second reporter, that knows less and posts from within the training loop.
+            "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
             "MPLBACKEND": "agg",
             "MPLCONFIGDIR": f"{scratch}/matplotlib",

@@ -122,7 +122,7 @@ def _environment(plan: Plan, component: str, attempt: int, progress_url: str) ->
             PROGRESS_TOKEN_FILE_ENV: token,
             PROGRESS_CA_FILE_ENV: ca,
             # What transformers' KubeflowCallback reads: an image of the user's own then reports with no code of
-            # ours. Our trainer switches that callback off (report_to: none) and posts by itself.
+            # ours. Our trainer switches that callback off (DISABLE_KUBEFLOW_INTEGRATION) and posts by itself.
             "KUBEFLOW_TRAINER_SERVER_URL": url,
             "KUBEFLOW_TRAINER_SERVER_TOKEN": token,
             "KUBEFLOW_TRAINER_SERVER_CA_CERT": ca,

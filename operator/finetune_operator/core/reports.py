@@ -60,11 +60,16 @@ def shown(progress: Progress, now: datetime) -> Progress:
         "eta": None if progress.eta_seconds is None else times.spoken(progress.eta_seconds),
         "updated_at": progress.updated_at or times.stamp(now),
     }
-    # JSON knows no NaN; a loss that is none ends the attempt with NonFiniteLoss, which says more than a number.
     for name, value in progress:
-        if isinstance(value, float) and not math.isfinite(value):
-            update[name] = None
+        if isinstance(value, float):
+            # JSON knows no NaN; a loss that is none ends the attempt with NonFiniteLoss, which says more than a number.
+            update[name] = _rounded(value) if math.isfinite(value) else None
     return progress.model_copy(update=update)
+
+
+def _rounded(value: float) -> float:
+    """As columns can show it: five significant digits, whole numbers whole."""
+    return float(f"{value:.5g}") if abs(value) < 1e4 else float(round(value))
 
 
 def finished(status: FineTuneJobStatus, plan: Plan, report: TerminationReport | None) -> OutputStatus:
