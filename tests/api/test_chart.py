@@ -63,7 +63,7 @@ def test_helm_lint_has_nothing_to_say() -> None:
     ids=["the defaults", "everything switched on", "some namespaces"],
 )
 def test_the_server_takes_every_object(kubeconfig: Path, namespace: str, values: Body) -> None:
-    bodies = render(values, "--api-versions", "finetune.dev/v1alpha1/TrainingProfile", namespace=namespace)
+    bodies = render(values, namespace=namespace)
     told = kubectl(
         kubeconfig, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-",
         bodies=bodies,
@@ -247,18 +247,12 @@ class TestRights:
         assert not any("trainingprofiles" in rule["resources"] for rule in to_edit["rules"])
 
 
-class TestProfile:
-    VALUES = {"profile": {"enabled": True, "name": "gpu", "spec": {"nodeSelector": {"gpu": "yes"}}}}
-
-    def test_waits_for_its_kind_where_the_cluster_does_not_know_it(self) -> None:
-        profile = only(render(self.VALUES), "TrainingProfile")
-        assert profile["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
-        assert profile["metadata"]["annotations"]["meta.helm.sh/release-name"] == "tuner"
-        assert profile["spec"] == {"nodeSelector": {"gpu": "yes"}}
-
-    def test_is_an_object_as_others_afterwards(self) -> None:
-        bodies = render(self.VALUES, "--api-versions", "finetune.dev/v1alpha1/TrainingProfile")
-        assert "annotations" not in only(bodies, "TrainingProfile")["metadata"]
+def test_a_profile_comes_after_its_kind() -> None:
+    values = {"profile": {"enabled": True, "name": "gpu", "spec": {"nodeSelector": {"gpu": "yes"}}}}
+    profile = only(render(values), "TrainingProfile")
+    assert profile["metadata"]["name"] == "gpu"
+    assert profile["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
+    assert profile["spec"] == {"nodeSelector": {"gpu": "yes"}}
 
 
 def test_a_service_monitor_finds_the_metrics_port() -> None:
