@@ -140,12 +140,12 @@ class Demo:
         claim = manifests.claims(make_plan(job, TrainingProfileSpec()))[0]
         name = claim["metadata"]["name"]
         repository = job.spec.model.source.removeprefix("hf://")
-        with step("model", f"no hub is reached from here: {repository} goes into the claim {name}") as done:
+        with step("model", f"no hub is reached from here, so the claim {name} is given the model") as done:
             directory = seeded_model(repository, done.command)
             commit = (directory / "refs/main").read_text().strip()
             present = self.kubectl.items("persistentvolumeclaims", "--field-selector", f"metadata.name={name}")
             if present and _annotation(present[0]) == commit:
-                done.say("it is there already")
+                done.say(f"no hub is reached from here; the claim {name} has the model already")
                 return
             self.kubectl.apply(claim)
             with volume_pod(self.kubectl, PodPlan(claim=name, image=image, read_only=False)) as pod:

@@ -42,7 +42,7 @@ class Step:
         self._note = ""
 
     def say(self, text: str) -> None:
-        """What there is to say at the end."""
+        """What there is to say at the end instead of what was to be done."""
         self._note = text
 
     @property
@@ -90,8 +90,8 @@ def step(name: str, what: str) -> Iterator[Step]:
         status = stack.enter_context(out.status(_title(name, what))) if out.is_terminal else None
         current = Step(name, status)
         yield current
-    note = f" · {current.note}" if current.note else ""
-    out.print(_title(name, f"{what}{note}"), Text(duration(time.monotonic() - begun), style="green"))
+    took = Text(f"{duration(time.monotonic() - begun):>6}  ", style="green")
+    out.print(took + _title(name, current.note or what))
 
 
 def _title(name: str, text: str) -> Text:
@@ -146,7 +146,9 @@ class Target:
 
     def _build(self, image: str, *options: str) -> str:
         with step(image, "image from its Dockerfile, unless it is there") as done:
-            return done.command([str(BUILD), image, *options]).splitlines()[-1]
+            reference = done.command([str(BUILD), image, *options]).splitlines()[-1]
+            done.say(f"image {reference}")
+            return reference
 
     def _load(self, image: str, context: str, prefix: str) -> str:
         reference = self._build(image, "--registry", "localhost", "--no-push")
