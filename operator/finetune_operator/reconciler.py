@@ -21,7 +21,7 @@ from finetune_api.reports import ProgressReport
 
 from finetune_operator.cluster.errors import CONFLICT, FORBIDDEN, NOT_FOUND, UNPROCESSABLE, ApiError
 from finetune_operator.cluster.objects import Cluster
-from finetune_operator.core import names
+from finetune_operator.core import manifests, names
 from finetune_operator.core.children import Observed
 from finetune_operator.core.decision import Decision, Note
 from finetune_operator.core.patches import status_patch
@@ -69,6 +69,7 @@ class Reconciler:
         self._progress: dict[Key, ProgressReport] = {}
         self._progress_written: dict[Key, float] = {}
         self._own_versions: dict[Key, str] = {}
+        self._published: dict[str, str] = {}
 
     # -- what is heard -----------------------------------------------------------------------------------------
 
@@ -153,6 +154,7 @@ class Reconciler:
         observed = await self._observe(key, body, now)
         decision = decide(body, observed, now, self.settings)
         try:
+            await self._publish_authority(key[0], decision)
             for item in decision.apply:
                 await self.cluster.apply(item)
         except ApiError as error:
@@ -165,6 +167,15 @@ class Reconciler:
         if not await self._carry_out(key, body, decision, observed.progress):
             return _SOON
         return self._due_again(key, decision)
+
+    async def _publish_authority(self, namespace: str, decision: Decision) -> None:
+        """Have pods that run already trust our certificate too: an operator that was installed anew has another
+        authority than the one that started them."""
+        authority = self._authority()
+        if authority is None or decision.status.phase in (None, *FINAL) or self._published.get(namespace) == authority:
+            return
+        await self.cluster.apply(manifests.authority(namespace, authority))
+        self._published[namespace] = authority
 
     async def _carry_out(
         self, key: Key, body: Body, decision: Decision, progress: ProgressReport | None = None

@@ -208,3 +208,15 @@ async def test_metrics_count_phases_attempts_and_failures() -> None:
     assert 'finetune_jobs{phase="Succeeded"} 1.0' in text
     assert "finetune_attempts_total 2.0" in text
     assert 'finetune_failures_total{reason="TrainerCrash"} 1.0' in text
+
+
+async def test_an_operator_with_another_authority_publishes_it_for_pods_that_run_already() -> None:
+    cluster, first, world = pair(job_body())
+    await until_running(first, world)
+    published = [item["data"] for item in cluster.applied if item["kind"] == "ConfigMap" and "ca.crt" in item["data"]]
+    assert published == []
+    second = Reconciler(cluster, SETTINGS, authority=lambda: "PEM", clock=world.clock)  # type: ignore[arg-type]
+    for _ in range(3):
+        await second.reconcile(KEY)
+    published = [item["data"] for item in cluster.applied if item["kind"] == "ConfigMap" and "ca.crt" in item["data"]]
+    assert published == [{"ca.crt": "PEM"}]
