@@ -96,21 +96,11 @@ class Demo:
     def install(self, operator: str, trainer: str) -> None:
         """The chart. Its CRDs go with it: a demo is to leave nothing."""
         self.require_no_other()
-        settings = {"crds.keep": "false"}
-        for prefix, image in (("image", operator), ("trainer.image", trainer)):
-            repository, sep, digest = image.partition("@")
-            if not sep:
-                repository, _, tag = image.rpartition(":")
-                if not repository or "/" in tag:
-                    raise DemoError(f"{image}: name the image with a tag or digest")
-                settings[f"{prefix}.tag"] = tag
-            else:
-                settings[f"{prefix}.digest"] = digest
-            settings[f"{prefix}.repository"] = repository
+        values = image_values("image", operator) | image_values("trainer.image", trainer)
         command = [self.target.helm, "upgrade", "--install", RELEASE, str(ROOT / "helm/finetune-operator")]
         command += ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "5m"]
-        command += [part for key, value in settings.items() for part in ("--set-string", f"{key}={value}")]
-        command[command.index("crds.keep=false") - 1] = "--set"  # the one that is no text
+        command += ["--set", "crds.keep=false"]
+        command += [part for key, value in values.items() for part in ("--set-string", f"{key}={value}")]
         with step("operator", f"helm upgrade --install into {SYSTEM}") as done:
             done.command(command)
 
@@ -177,6 +167,21 @@ class Demo:
         out.print(f"  kubectl -n {NAMESPACE} describe ftj {name}", style="dim")
         out.print(f"  .venv/bin/finetune get {name} -n {NAMESPACE}", style="dim")
         out.print("  make demo-down", style="dim")
+
+
+def image_values(prefix: str, image: str) -> dict[str, str]:
+    """The chart's values for an image.
+
+    Raises:
+        DemoError: it has neither tag nor digest, and so no certain content.
+    """
+    repository, sep, digest = image.partition("@")
+    if sep:
+        return {f"{prefix}.digest": digest, f"{prefix}.repository": repository}
+    repository, _, tag = image.rpartition(":")
+    if not repository or "/" in tag:
+        raise DemoError(f"{image}: name the image with a tag or digest")
+    return {f"{prefix}.tag": tag, f"{prefix}.repository": repository}
 
 
 def quickstart() -> FineTuneJob:

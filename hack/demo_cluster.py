@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "hack/cluster/cluster"
 BUILD = ROOT / "hack/images/build"
+TIERS = ROOT / "hack/tiers"
 _LOADERS = {
     "kind-": ["kind", "load", "image-archive", "{archive}", "--name", "{name}"],
     "k3d-": ["k3d", "image", "import", "{archive}", "--cluster", "{name}"],
@@ -56,14 +56,17 @@ class Step:
             DemoError: it failed; with the end of what it said.
         """
         told: list[str] = []
-        with tempfile.TemporaryFile("w+") as stdout:
-            process = subprocess.Popen(
+        with (
+            tempfile.TemporaryFile("w+") as stdout,
+            subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, errors="replace"
-            )
-            reader = threading.Thread(target=self._follow, args=(process, told))
-            reader.start()
+            ) as process,
+        ):
+            assert process.stderr is not None
+            for line in process.stderr:
+                told.append(line.rstrip())
+                self._show(line.strip().rpartition("\r")[2])
             process.wait()
-            reader.join()
             stdout.seek(0)
             output = stdout.read()
         if process.returncode != 0:
@@ -71,15 +74,11 @@ class Step:
             raise DemoError(f"{' '.join(command[:4])} … failed:\n{end}")
         return output.strip()
 
-    def _follow(self, process: subprocess.Popen[str], told: list[str]) -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            told.append(line.rstrip())
-            shown = line.strip().rpartition("\r")[2]
-            if self._status is not None:
-                self._status.update(_title(self._name, shown))
-            elif shown and "%|" not in shown:  # a progress bar is nothing for a log
-                out.print(_title(self._name, shown), style="dim")
+    def _show(self, line: str) -> None:
+        if self._status is not None:
+            self._status.update(_title(self._name, line))
+        elif line and "%|" not in line:  # a progress bar is nothing for a log
+            out.print(_title(self._name, line), style="dim")
 
 
 @contextlib.contextmanager
@@ -178,9 +177,7 @@ def find_target() -> Target | None:
         target = Target(embedded=False)
         target.find_programs()
         return target
-    reason = subprocess.run(
-        [str(ROOT / "hack/tiers"), "why-not", "e2e"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    reason = subprocess.run([str(TIERS), "why-not", "e2e"], capture_output=True, text=True, check=True).stdout.strip()
     if reason:
         return None
     os.environ["KUBECONFIG"] = str(embedded_kubeconfig())
