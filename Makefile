@@ -25,8 +25,7 @@ kubeconfig: ## Print the path of the embedded cluster's kubeconfig
 
 .PHONY: test
 test: setup ## All tiers that this machine can run, in one summary
-	@hack/tiers prepare
-	@$(PY) -m pytest
+	@hack/tiers run
 
 .PHONY: test-unit
 test-unit: setup ## No I/O, seconds
@@ -39,8 +38,7 @@ test-api: setup ## Against a real kube-apiserver
 
 .PHONY: test-e2e
 test-e2e: setup ## On the embedded node: the chart installed, real pods training a real model
-	@hack/tiers prepare
-	@$(PY) -m pytest tests/e2e
+	@hack/tiers run tests/e2e
 
 .PHONY: test-gpu
 test-gpu: setup ## On a CUDA GPU

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import yaml
 from finetune_cli.kubectl import Kubectl, KubectlError
 from finetune_operator.core import names
 from installed import PROFILE, json_of, metrics
 from team import Team, condition
-from tiny_jobs import tiny_job
+from tiny_jobs import ROWS, tiny_job
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +119,30 @@ def test_the_charts_profile_is_the_one_in_use(team: Team) -> None:
     assert json.loads(status["profile"])["prepare"]["cpu"] == "20m"
     labels = json_of(team.kubectl, "trainingprofile", PROFILE)["metadata"]["labels"]
     assert labels["app.kubernetes.io/instance"] == "e2e"
+
+
+def test_the_same_manifest_without_a_cluster_gives_the_same_adapter(
+    team: Team, model: Path, kubectl: Kubectl, tmp_path: Path
+) -> None:
+    team.until_phase("adapter", "Succeeded")
+    _finetune(kubectl, "fetch", "adapter", "--namespace", team.name, "--output", str(tmp_path / "fetched"))
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(ROWS)
+    sources = [{"uri": f"file://{rows}"}]
+    manifest = tiny_job("adapter", model={"source": f"file://{model}"}, dataset__sources=sources)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(manifest))
+    places = ("--output", str(tmp_path / "here"), "--cache", str(tmp_path / "cache"))
+    _finetune(kubectl, "run", "--filename", str(tmp_path / "job.yaml"), *places)
+
+    fetched, here = (tmp_path / place / "adapter" for place in ("fetched", "here"))
+    assert {path.name for path in here.iterdir()} == {path.name for path in fetched.iterdir()}
+    weights = "adapter_model.safetensors"
+    assert (here / weights).read_bytes() == (fetched / weights).read_bytes()
+
+
+def _finetune(kubectl: Kubectl, *arguments: str) -> None:
+    command = [sys.executable, "-c", "from finetune_cli.main import app; app()", *arguments]
+    environment = os.environ | {"KUBECTL": kubectl.program}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
