@@ -111,6 +111,8 @@ class _Run:
         set_seed(config.hyperparameters.seed)
         tokenizer = load_tokenizer(prepared.model_directory, trust_remote_code=config.model.trust_remote_code)
         tokenizer.chat_template = prepared.chat_template
+        if prepared.replace_eos:  # what ends an answer in training is what servers stop at
+            tokenizer.eos_token = prepared.eos_token
         loaded = load_model(config, prepared.model_directory, device)
         interrupted.check()
         with writing_to(output, "output"):

@@ -65,6 +65,23 @@ def test_lora_learns_and_delivers_an_adapter_that_loads(tmp_path: Path, tiny: Pa
     assert {"README.md", "loss.png"} <= {path.name for path in adapter.iterdir()}
 
 
+def test_a_base_model_gets_the_template_that_trained_it_and_stops_where_it_says(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    assert AutoTokenizer.from_pretrained(tiny_base).chat_template is None
+    config = configure(tmp_path, tiny_base, template={"name": "chatml"}, hyperparameters={"maxSteps": 1})
+    run(config)
+    tokenizer = AutoTokenizer.from_pretrained(output_of(config, "adapter"))
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert tokenizer.eos_token_id == end
+    stops = GenerationConfig.from_pretrained(output_of(config, "adapter")).eos_token_id
+    assert stops[0] == end
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
 def test_full_trains_every_weight_and_delivers_a_model_that_loads(tmp_path: Path, tiny: Path) -> None:
     config = configure(tmp_path, tiny, method={"full": {}}, precision="bf16")
     report = run(config)
