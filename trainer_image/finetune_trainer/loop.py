@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 from finetune_api.failures import ExitCode
 from finetune_api.status import Progress
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
@@ -96,6 +98,13 @@ class FineTuner(Trainer):
         """One micro-batch; ``tokens`` in its inputs is for the meter."""
         self.meter.add(int(inputs.pop("tokens")))
         return super().training_step(model, inputs, *arguments, **options)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take weights and state of a checkpoint of the last step. Trainer.train would do one step more where the
+        last step is not the last of an epoch."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        self.begin()
 
     def begin(self) -> None:
         """Report where this attempt starts: with the loss of the step that its checkpoint was written at."""

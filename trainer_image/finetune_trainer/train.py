@@ -253,6 +253,9 @@ class _Run:
         )
 
     def fit(self, trainer: FineTuner, start: Path | None) -> None:
+        if start is not None and self.checkpoints.status_of(start).step >= trainer.args.max_steps:
+            trainer.restore(start)
+            return
         begun = time.monotonic()
         self.interrupted.defer(deferred=True)
         try:

@@ -12,6 +12,7 @@ import torch
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer import evaluate
+from finetune_trainer import train as training
 from finetune_trainer.batches import Collator
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
@@ -161,6 +162,28 @@ def test_a_crash_goes_on_from_the_last_checkpoint(tmp_path: Path, tiny: Path, mo
     lines = output_of(config, FILE).read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == [0, 1, 2, 3, 4, 5, 4, 5, 6, 6]
+
+
+def test_an_attempt_that_ends_behind_the_last_step_is_not_trained_further(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path, tiny)
+    whole = at(config, tmp_path / "whole")
+    run(whole)
+    deliver = training.export
+    monkeypatch.setattr(training, "export", crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        run(config)
+    monkeypatch.setattr(training, "export", deliver)
+    report = run(config, attempt=2)
+    assert report.progress is not None
+    assert (report.progress.step, report.progress.loss) == (6, read_history(output_of(whole, FILE))[-1].loss)
+    name = "adapter/adapter_model.safetensors"
+    assert output_of(config, name).read_bytes() == output_of(whole, name).read_bytes()
+
+
+def crash(*_arguments: Any, **_options: Any) -> None:
+    raise RuntimeError("crash")
 
 
 def test_an_attempt_after_a_finished_one_reports_the_same(tmp_path: Path, tiny: Path) -> None:
