@@ -127,7 +127,10 @@ def test_a_failing_training_says_why(run: Runs, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("told_by", [signal.SIGINT, signal.SIGHUP], ids=["Ctrl-C", "closed terminal"])
 def test_told_to_end_it_saves_a_checkpoint_and_the_next_run_goes_on_from_it(run: Runs, told_by: signal.Signals) -> None:
+    # A runner in the background, or under nohup, has these ignored, and so would have its children.
     program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
         f"import sys; from finetune_cli import run; "
         f"sys.exit(run.run([{str(run.manifest)!r}], output=__import__('pathlib').Path({str(run.output)!r}), "
         f"trainer={COMMAND!r}))"
