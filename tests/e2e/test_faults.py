@@ -61,7 +61,7 @@ def test_a_job_outlives_the_operators_pod(disturbed: Disturbed) -> None:
     status = team.until_phase("orphaned", "Succeeded")
     assert status["attempt"] == 1
     assert team.train_jobs("orphaned") == [names.train_job("orphaned", 1)]
-    assert team.events("orphaned").count("Started") == 1
+    assert team.events("orphaned", until="Succeeded").count("Started") == 1
 
 
 def test_a_job_whose_pod_was_killed_goes_on_from_its_checkpoint(disturbed: Disturbed) -> None:
@@ -73,7 +73,7 @@ def test_a_job_whose_pod_was_killed_goes_on_from_its_checkpoint(disturbed: Distu
     (again,) = [name for name in team.pods("killed", names.TRAIN) if "-train-2-" in name]
     (resumed,) = re.findall(r"going on from checkpoint-(\d+)", team.log(again))
     assert int(resumed) >= disturbed.before["killed"]["checkpoint"]["step"]
-    assert "Retrying" in team.events("killed")
+    assert "Retrying" in team.events("killed", until="Succeeded")
     _assert_steps_go_on_from(int(resumed), team, status)
 
 

@@ -46,7 +46,7 @@ def test_an_adapter_is_trained_and_every_step_is_told(team: Team, kubectl: Kubec
     assert status["attempt"] == 1
     assert status["samples"][0]["prompt"] == "Name colour 3."
 
-    told = team.events("adapter")
+    told = team.events("adapter", until="Succeeded")
     assert [reason for reason in told if reason != "CheckpointSaved"] == [
         "Preparing", "Prepared", "Started", "Succeeded",
     ]  # fmt: skip

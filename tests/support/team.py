@@ -18,6 +18,8 @@ Body = dict[str, Any]
 GROUP, VERSION, PLURAL = "finetune.dev", "v1alpha1", "finetunejobs"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 FINAL = ("Succeeded", "Failed")
+TOLD_SECONDS = 30
+"""An event comes after the status that it is about."""
 PATIENCE = 240
 """Seconds for one step of a job's life on a machine that is busy with other jobs."""
 
@@ -110,9 +112,15 @@ class Team:
                 break
         return seen
 
-    def events(self, job: str) -> list[str]:
-        """Reasons of the FineTuneJob's events, oldest first."""
-        return [event.reason for event in self._events_of(self.read(job)["metadata"]["uid"])]
+    def events(self, job: str, until: str) -> list[str]:
+        """Reasons of the FineTuneJob's events, oldest first, once there is one of reason ``until``."""
+        uid = self.read(job)["metadata"]["uid"]
+        selector = f"involvedObject.uid={uid}"
+        listing = self.core.list_namespaced_event
+        stream = watch.Watch().stream(listing, self.name, field_selector=selector, timeout_seconds=TOLD_SECONDS)
+        if not any(event["object"].reason == until for event in stream):
+            raise AssertionError(f"{job} in {self.name}: no event {until}\n{self.told(job)}")
+        return [event.reason for event in self._events_of(uid)]
 
     def train_jobs(self, job: str) -> list[str]:
         """Names of the train Jobs there are."""
