@@ -35,6 +35,7 @@ class ExitCode(IntEnum):
     CHECKPOINT_INVALID = 26
     PREPARED_DATA_MISSING = 27
     METHOD_INVALID = 28
+    EXPORT_INVALID = 29
     INTERRUPTED = 40
     """Told to end (SIGTERM); a checkpoint was written within the grace period."""
 
@@ -62,6 +63,7 @@ class FailureReason(StrEnum):
     CHECKPOINT_INVALID = "CheckpointInvalid"
     PREPARED_DATA_MISSING = "PreparedDataMissing"
     METHOD_INVALID = "MethodInvalid"
+    EXPORT_INVALID = "ExportInvalid"
     INTERRUPTED = "Interrupted"
     # What no exit code of ours can tell: read from the pod, the Job or the cluster.
     OOM_KILLED = "OOMKilled"
@@ -119,6 +121,7 @@ REASONS: dict[FailureReason, ReasonFacts] = {
     _R.CHECKPOINT_INVALID: _final("Remove the checkpoint that is named; older ones are used then."),
     _R.PREPARED_DATA_MISSING: _final("The cache volume lost the prepared data; create the job again."),
     _R.METHOD_INVALID: _final("Name modules that the model has in spec.method."),
+    _R.EXPORT_INVALID: _final("Use the adapter, which is kept; or merge in fp32."),
     _R.INTERRUPTED: _retry("The pod was told to end; the next attempt goes on from its checkpoint."),
     _R.OOM_KILLED: _final("Raise spec.resources.memory."),
     _R.IMAGE_PULL_FAILED: _final("Correct the image's name in the profile or chart, or its pull secret."),

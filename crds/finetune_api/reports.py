@@ -34,6 +34,8 @@ class ExportReport(StatusModel):
     """Directory of the adapter or model."""
     digest: str
     """`sha256:` of the weights' files."""
+    merged: str | None = None
+    """Directory of the merged weights."""
 
 
 class TerminationReport(StatusModel):

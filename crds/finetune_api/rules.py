@@ -147,9 +147,25 @@ CONFLICTS: tuple[Rule, ...] = (
         "PiSSA and OLoRA need whole weights at the start, which ZeRO-3 shards; use init: default or zero2",
     ),
     Rule(
+        "method.freeze.trainableLayers",
+        both(_FREEZE, OneOf("method.freeze.trainableLayers", (0,))),
+        "0 trains nothing; n > 0 trains the last n layers, n < 0 the first n",
+        "invalid",
+    ),
+    Rule(
+        "output.merge",
+        both(Present("output.merge"), Not(_LORA), either(_FULL, _FREEZE)),
+        "merging is for adapters; full and freeze deliver whole weights anyway",
+    ),
+    Rule(
         "acceleration.unsloth",
         both(OneOf("acceleration.unsloth", (True,)), _SHARDED),
         "Unsloth does not work with ZeRO-3 or FSDP2",
+    ),
+    Rule(
+        "precision",
+        both(OneOf("precision", ("fp16",)), OneOf("distributed.gpusPerNode", (0,))),
+        "fp16 needs a GPU, since CPUs have no arithmetic for it; use fp32, or bf16 where the CPU has that",
     ),
     Rule(
         "quantization",
@@ -239,12 +255,9 @@ UNSUPPORTED: tuple[Rule, ...] = (
     ),
     _later("format", OneOf("format", ("text", "preference", "kto")), "use alpaca, sharegpt or openai", SOURCES),
     _later("weight", Not(OneOf("weight", (1.0,))), "leave weight at 1", SOURCES),
-    _later("method.freeze", _FREEZE, "use full or lora"),
-    _later("method.lora.dora", OneOf("method.lora.dora", (True,)), "leave dora false"),
-    _later("method.lora.init", Not(either(OneOf("method.lora.init", ("default",)), Not(_LORA))), "use default"),
-    _later("method.lora.loraPlusRatio", Present("method.lora.loraPlusRatio"), "leave it unset"),
+    _later("method.lora.init", OneOf("method.lora.init", ("pissa", "olora")), "use default or gaussian"),
     _later("quantization", _QUANTIZED, "leave quantization unset"),
-    _later("precision", OneOf("precision", ("fp16", "fp8")), "use bf16 or fp32"),
+    _later("precision", OneOf("precision", ("fp8",)), "use bf16, fp16 or fp32"),
     _later("template.ref", Present("template.ref"), "use a built-in template's name"),
     _later("template.thinking", Not(OneOf("template.thinking", ("auto",))), "leave it auto"),
     _later(
@@ -269,7 +282,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("distributed.deepspeed", Present("distributed.deepspeed"), "leave it unset"),
     _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
     _later("scheduling.queueName", Present("scheduling.queueName"), "leave it unset"),
-    _later("output.merge", Present("output.merge"), "merge the adapter with peft's merge_and_unload"),
     _later("output.push", Present("output.push"), "fetch the result with finetune fetch"),
     _later("tracking.tensorboard", Present("tracking.tensorboard"), "read progress.jsonl in the output"),
     _later("tracking.mlflow", Present("tracking.mlflow"), "read progress.jsonl in the output"),

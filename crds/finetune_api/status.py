@@ -184,6 +184,8 @@ class OutputStatus(StatusModel):
     """`pvc://claim/path` of the adapter or model."""
     digest: ShortText | None = None
     """`sha256:` of the weights."""
+    merged: MediumText | None = None
+    """`pvc://claim/path` of the base with the adapter merged in, where the job asks for it."""
 
 
 class Sample(StatusModel):

@@ -15,7 +15,7 @@ from finetune_trainer.model import load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
 from tiny_model import make_tiny_model
-from trainings import configure, run
+from trainings import configure, output_of, run
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +23,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-@pytest.mark.parametrize("method", [{"lora": {"rank": 4}}, {"full": {}}], ids=["lora", "full"])
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    "method",
+    [{"lora": {"rank": 4}}, {"lora": {"rank": 4, "dora": True}}, {"freeze": {"trainableLayers": 1}}, {"full": {}}],
+    ids=["lora", "dora", "freeze", "full"],
+)
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("packing", [False, True], ids=["plain", "packed"])
 def test_it_learns(tmp_path: Path, base: Path, method: dict[str, object], precision: str, packing: bool) -> None:
     config = configure(
@@ -43,6 +47,13 @@ def test_it_learns(tmp_path: Path, base: Path, method: dict[str, object], precis
     assert report.acceleration is not None
     assert report.acceleration.device == torch.cuda.get_device_name()
     assert 0 < (report.progress.peak_memory_bytes or 0) < 2**32
+
+
+def test_merged_weights_say_what_the_adapter_says(tmp_path: Path, base: Path) -> None:
+    config = configure(tmp_path, base, precision="bf16", merge={"dtype": "bf16"}, distributed={"gpusPerNode": 1})
+    report = run(config)
+    assert report.output is not None
+    assert (output_of(config, "merged") / "model.safetensors").exists()
 
 
 def test_losses_are_those_of_the_cpu(tmp_path: Path, base: Path) -> None:

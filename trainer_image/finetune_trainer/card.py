@@ -5,6 +5,7 @@ from __future__ import annotations
 import yaml
 from finetune_api.status import Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
+from finetune_api.training import LoraMethod
 
 from finetune_trainer.prepared import Prepared
 
@@ -18,7 +19,7 @@ def model_card(
     if config.model.uri.startswith("hf://"):
         front["base_model"] = base
     front["pipeline_tag"] = "text-generation"
-    front["tags"] = ["finetune-operator", config.stage, "lora" if config.method.lora else "full"]
+    front["tags"] = ["finetune-operator", config.stage, method_of(config)]
     return "\n".join(
         [
             "---",
@@ -49,6 +50,20 @@ def model_card(
     )
 
 
+def method_of(config: TrainerConfig) -> str:
+    """``lora``, ``freeze`` or ``full``."""
+    if config.method.lora is not None:
+        return "lora"
+    return "freeze" if config.method.freeze is not None else "full"
+
+
+def _variants(lora: LoraMethod) -> list[str]:
+    names = ["rsLoRA"] if lora.rslora else []
+    names += ["DoRA"] if lora.dora else []
+    names += [f"LoRA+ ({lora.lora_plus_ratio:g})"] if lora.lora_plus_ratio is not None else []
+    return names
+
+
 def _results(progress: Progress | None) -> list[str]:
     if progress is None:
         return []
@@ -69,8 +84,9 @@ def _table(config: TrainerConfig, trainable: int) -> list[str]:
     if config.method.lora is not None:
         lora = config.method.lora
         rows += [("method", "LoRA"), ("rank", lora.rank), ("alpha", lora.alpha or 2 * lora.rank)]
+        rows += [("variant", name) for name in _variants(lora)]
     else:
-        rows.append(("method", "full"))
+        rows.append(("method", method_of(config)))
     rows += [
         ("trained parameters", f"{trainable:,}"),
         ("learning rate", f"{numbers.learning_rate:g} ({numbers.schedule}, warm-up {numbers.warmup_ratio:g})"),

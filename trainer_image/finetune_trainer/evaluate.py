@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.batches import Collator
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
+from finetune_trainer.model import DTYPES
 from finetune_trainer.prepared import Sequence, SequenceSet
 
 _PACKING_TOLERANCE = 0.05
@@ -29,7 +30,8 @@ def evaluating(model: Any, precision: str) -> Iterator[None]:
     model.eval()
     device = next(model.parameters()).device.type
     try:
-        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        dtype = None if precision == "fp32" else DTYPES[precision]
+        with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
             yield
     finally:
         model.train(was_training)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from finetune_api.reports import ExportReport
 from finetune_api.status import Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
@@ -18,6 +17,7 @@ from finetune_trainer.card import model_card
 from finetune_trainer.errors import writing_to
 from finetune_trainer.files import sha256_file, whole_directory
 from finetune_trainer.log import log
+from finetune_trainer.model import DTYPES
 from finetune_trainer.picture import draw_losses
 from finetune_trainer.prepared import Prepared
 
@@ -55,23 +55,29 @@ def export(
     with writing_to(target, "output"), whole_directory(target) as aside:
         if config.method.lora is None:
             # Masters are fp32; what is delivered is what a server would load.
-            model.to(torch.bfloat16 if config.precision == "bf16" else torch.float32)
+            model.to(DTYPES[config.precision])
             model.config.use_cache = True
         model.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
-        _generation_config(model, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
+        generation_config(model, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
         if name == "adapter":
             _name_base(aside / _ADAPTER_CONFIG, config, prepared)
         (aside / "README.md").write_text(model_card(config, facts.progress, prepared, facts.trainable, facts.samples))
         draw_losses(history, aside / "loss.png")
-        for file in aside.rglob("*"):  # safetensors writes for its own user alone
-            file.chmod(0o755 if file.is_dir() else 0o644)
+        make_readable(aside)
         digest = _digest(aside)
     log.info("%s is at %s", name, target)
     return ExportReport(path=name, digest=digest)
 
 
-def _generation_config(model: Any, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]) -> GenerationConfig:
+def make_readable(directory: Path) -> None:
+    """safetensors writes for its own user alone."""
+    for file in directory.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def generation_config(model: Any, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]) -> GenerationConfig:
+    """The base's, ending where the template ends an answer."""
     base = getattr(model, "generation_config", None)
     settings = GenerationConfig.from_dict(base.to_dict()) if base is not None else GenerationConfig()
     known = settings.eos_token_id

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from finetune_api.failures import ExitCode
 from finetune_api.status import Progress
+from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -80,10 +81,12 @@ class FineTuner(Trainer):
         interrupted: Interruption,
         held_out: Callable[[], float | None],
         evaluate_every: int | None,
+        lora_plus_ratio: float | None = None,
         **options: Any,
     ) -> None:
         self.meter, self.checkpoints, self.progress, self.interrupted = meter, checkpoints, progress, interrupted
         self._held_out, self._evaluate_every = held_out, evaluate_every
+        self._lora_plus_ratio = lora_plus_ratio
         self._run_dir: str | None = None
         self._loss: dict[str, float] = {}
         super().__init__(callbacks=[_Follower(self)], **options)
@@ -93,6 +96,20 @@ class FineTuner(Trainer):
     def stopped(self) -> bool:
         """Whether training ended early because the process was told to end."""
         return self.interrupted.told and self.state.global_step < self.state.max_steps
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer; under LoRA+ (Hayou et al., arXiv 2402.12354) with a higher learning rate for B than for A."""
+        if self._lora_plus_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+        self.optimizer = create_loraplus_optimizer(
+            model or self.model,
+            kind,
+            loraplus_lr_ratio=self._lora_plus_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> torch.Tensor:
         """One micro-batch; ``tokens`` in its inputs is for the meter."""

@@ -10,14 +10,17 @@ import torch
 from finetune_api.failures import ExitCode
 from finetune_api.status import AccelerationStatus, ModelStatus
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.training import LoraMethod
+from finetune_api.training import LoraMethod, MethodSpec
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.freezing import freeze
 from finetune_trainer.log import log
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""torch's type by the API's name."""
 ATTENTION = {"auto": "sdpa", "sdpa": "sdpa", "disabled": "eager"}
 """Attention implementation of transformers by what the spec asks for."""
 
@@ -62,13 +65,12 @@ def load_model(config: TrainerConfig, directory: Path, device: torch.device) -> 
     Raises:
         TrainerError: MODEL_INVALID, METHOD_INVALID or ACCELERATION_UNAVAILABLE.
     """
-    frozen = config.method.lora is not None
-    dtype = torch.bfloat16 if frozen and config.precision == "bf16" else torch.float32
+    frozen = config.method.full is None
+    dtype = DTYPES[config.precision] if frozen else torch.float32
     model, attention = _load(config, directory, dtype)
     model.config.use_cache = False
     total = sum(parameter.numel() for parameter in model.parameters())
-    if config.method.lora is not None:
-        model = _with_lora(model, config.method.lora)
+    model = _with_method(model, config.method)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     model.to(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -94,8 +96,7 @@ def trainable_parameters(config: TrainerConfig, directory: Path) -> int:
             model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.model.trust_remote_code)
         except ValueError as error:
             raise _no_causal_model(config, error) from error
-        if config.method.lora is not None:
-            model = _with_lora(model, config.method.lora)
+        model = _with_method(model, config.method)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -132,6 +133,15 @@ def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
     )
 
 
+def _with_method(model: PreTrainedModel, method: MethodSpec) -> Any:
+    """``model`` with what ``method`` trains: adapters added, or some weights frozen."""
+    if method.lora is not None:
+        return _with_lora(model, method.lora)
+    if method.freeze is not None:
+        freeze(model, method.freeze)
+    return model
+
+
 def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
     linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
     known = sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name})
@@ -144,6 +154,8 @@ def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
         lora_dropout=method.dropout,
         target_modules=list(method.target_modules) or "all-linear",
         use_rslora=method.rslora,
+        use_dora=method.dora,
+        init_lora_weights=True if method.init == "default" else method.init,
         modules_to_save=list(method.modules_to_save) or None,
     )
     return get_peft_model(model, settings)

@@ -38,14 +38,16 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
     numbers, spread, method = config.hyperparameters, config.distributed, config.method
     if config.stage != "sft":
         yield f"spec.stage: {config.stage} is not supported yet, only sft"
-    if method.freeze is not None or (method.full is None) == (method.lora is None):
-        yield "spec.method: exactly one of full and lora"
-    if (lora := method.lora) is not None and (lora.dora or lora.init != "default" or lora.lora_plus_ratio is not None):
-        yield "spec.method.lora: dora, init and loraPlusRatio are not supported yet"
+    if sum(part is not None for part in (method.full, method.freeze, method.lora)) != 1:
+        yield "spec.method: exactly one of full, freeze and lora"
+    if method.lora is not None and method.lora.init not in ("default", "gaussian"):
+        yield f"spec.method.lora.init: {method.lora.init} is not supported yet, use default or gaussian"
     if config.quantization is not None:
         yield "spec.quantization is not supported yet"
-    if config.precision not in ("bf16", "fp32"):
-        yield f"spec.precision: {config.precision} is not supported yet, use bf16 or fp32"
+    if config.precision not in ("bf16", "fp16", "fp32"):
+        yield f"spec.precision: {config.precision} is not supported yet, use bf16, fp16 or fp32"
+    if config.precision == "fp16" and spread.gpus_per_node == 0:
+        yield "spec.precision: fp16 needs a GPU"
     if numbers.optimizer != "adamw":
         yield f"spec.hyperparameters.optimizer: {numbers.optimizer} is not supported yet, use adamw"
     micro = numbers.micro_batch_size
@@ -64,8 +66,8 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
         yield "spec.template: ref and thinking are not supported yet"
     if config.template.mask_history and config.template.train_on_prompt:
         yield "spec.template: maskHistory and trainOnPrompt exclude each other"
-    if config.merge is not None:
-        yield "spec.output.merge is not supported yet"
+    if config.merge is not None and method.lora is None:
+        yield "spec.output.merge: merging is for adapters"
     for index, source in enumerate(config.sources):
         if source.format not in ("alpaca", "sharegpt", "openai"):
             yield f"spec.dataset.sources[{index}].format: {source.format} is not supported yet"

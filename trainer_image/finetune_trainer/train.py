@@ -27,6 +27,7 @@ from finetune_trainer.files import read_json, write_json
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.log import log
 from finetune_trainer.loop import FineTuner, Meter
+from finetune_trainer.merging import merge
 from finetune_trainer.model import Loaded, choose_device, load_model
 from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.progress import FILE, Poster, ProgressLog
@@ -150,6 +151,9 @@ class _Run:
             Facts(self.prepared, last, self.loaded.status.trainable_parameters or 0, samples),
             history=Path(self.config.paths.output) / FILE,
         )
+        if self.config.merge is not None:
+            merged = merge(self.loaded.model, self.tokenizer, self.config, self.prepared)
+            result = result.model_copy(update={"merged": merged})
         return TerminationReport(
             step="train",
             message=None,
@@ -215,6 +219,7 @@ class _Run:
             interrupted=self.interrupted,
             held_out=self.held_out,
             evaluate_every=self.config.evaluation.every_steps,
+            lora_plus_ratio=self.config.method.lora.lora_plus_ratio if self.config.method.lora else None,
         )
 
     def arguments(self) -> TrainingArguments:
@@ -236,6 +241,7 @@ class _Run:
             seed=numbers.seed,
             data_seed=numbers.seed,
             bf16=config.precision == "bf16",
+            fp16=config.precision == "fp16",  # with loss scaling
             use_cpu=on_cpu,
             activation_checkpointing=config.acceleration.gradient_checkpointing,
             activation_checkpointing_kwargs={"use_reentrant": False},

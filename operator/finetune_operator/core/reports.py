@@ -67,6 +67,11 @@ def shown(progress: Progress, now: datetime) -> Progress:
     return progress.model_copy(update=update)
 
 
+def _below(root: str, path: str) -> str:
+    path = path.strip("/").removeprefix("./")
+    return f"{root}/{path}" if path else root
+
+
 def _rounded(value: float) -> float:
     """As columns can show it: five significant digits, whole numbers whole."""
     return float(f"{value:.5g}") if abs(value) < 1e4 else float(round(value))
@@ -77,8 +82,11 @@ def finished(status: FineTuneJobStatus, plan: Plan, report: TerminationReport | 
     root = f"pvc://{plan.output_claim}/{plan.output_directory}"
     if report is None or report.output is None:
         return status.output or OutputStatus(uri=root)
-    path = report.output.path.strip("/").removeprefix("./")
-    return OutputStatus(uri=f"{root}/{path}" if path else root, digest=report.output.digest)
+    return OutputStatus(
+        uri=_below(root, report.output.path),
+        digest=report.output.digest,
+        merged=_below(root, report.output.merged) if report.output.merged else None,
+    )
 
 
 def _keeping(before: Progress | None, now: Progress) -> Progress:

@@ -1,0 +1,190 @@
+"""Every method and variant really trains what it says, and nothing else, and delivers what loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_api.failures import ExitCode
+from finetune_trainer import merging
+from finetune_trainer.batches import Collator
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluate import evaluating, token_losses
+from finetune_trainer.model import DTYPES, load_model, trainable_parameters
+from finetune_trainer.prepare import prepare
+from finetune_trainer.prepared import load_prepared
+from peft import PeftModel
+from safetensors.torch import load_file
+from trainings import configure, output_of, run
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+LAYERS = "model.layers"
+
+
+def changed(config: Any, tiny: Path) -> set[str]:
+    """Names of the weights of the delivered model that differ from the base's."""
+    before = AutoModelForCausalLM.from_pretrained(tiny).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(output_of(config, "model")).state_dict()
+    return {name for name, value in after.items() if not torch.equal(value.to(before[name].dtype), before[name])}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ({"trainableLayers": 1}, lambda name: name.startswith(f"{LAYERS}.1.")),
+        ({"trainableLayers": -1}, lambda name: name.startswith(f"{LAYERS}.0.")),
+        ({"trainableLayers": 2}, lambda name: name.startswith(f"{LAYERS}.")),
+        (
+            {"trainableLayers": 1, "trainableModules": ["mlp", "q_proj"]},
+            lambda name: name.startswith(f"{LAYERS}.1.") and (".mlp." in name or ".q_proj." in name),
+        ),
+        (
+            {"trainableLayers": 1, "trainableModules": ["o_proj"], "extraModules": ["norm"]},
+            lambda name: name in (f"{LAYERS}.1.self_attn.o_proj.weight", "model.norm.weight"),
+        ),
+    ],
+    ids=["last", "first", "both", "modules", "extra"],
+)
+def test_freeze_trains_what_it_names(tmp_path: Path, tiny: Path, method: dict[str, Any], expected: Any) -> None:
+    config = configure(tmp_path, tiny, method={"freeze": method})
+    report = run(config)
+    names = AutoModelForCausalLM.from_pretrained(tiny).state_dict()
+    assert changed(config, tiny) == {name for name in names if expected(name)}
+    assert report.model is not None
+    assert report.model.trainable_parameters == trainable_parameters(config, tiny)
+    assert report.model.trainable_parameters < (report.model.parameters or 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "valid"),
+    [
+        ({"trainableLayers": 3}, "trainableLayers", "2 layers"),
+        ({"trainableModules": ["qq_proj"]}, "trainableModules", "q_proj"),
+        ({"extraModules": ["head"]}, "extraModules", "lm_head"),
+        ({"extraModules": ["q_proj"]}, "extraModules", "lm_head"),
+    ],
+)
+def test_freeze_names_what_there_is(tmp_path: Path, tiny: Path, method: dict[str, Any], field: str, valid: str) -> None:
+    with pytest.raises(TrainerError, match=field) as raised:
+        trainable_parameters(configure(tmp_path, tiny, method={"freeze": method}), tiny)
+    assert raised.value.exit_code is ExitCode.METHOD_INVALID
+    assert valid in str(raised.value)
+
+
+def test_frozen_weights_are_held_in_the_precision_and_trained_ones_in_fp32(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, method={"freeze": {"trainableLayers": 1}}, precision="bf16")
+    model = load_model(config, tiny, torch.device("cpu")).model
+    kinds = {(parameter.requires_grad, parameter.dtype) for parameter in model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "named targets": {"targetModules": ["q_proj", "v_proj"], "alpha": 4},
+    "rslora": {"rslora": True},
+    "dora": {"dora": True},
+    "gaussian": {"init": "gaussian"},
+    "lora+": {"loraPlusRatio": 8.0},
+    "modules to save": {"modulesToSave": ["norm"]},
+    "dropout": {"dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_variant_of_lora_learns_and_its_adapter_loads(
+    tmp_path: Path, tiny: Path, variant: str, precision: str
+) -> None:
+    config = configure(
+        tmp_path,
+        tiny,
+        method={"lora": {"rank": 4, **VARIANTS[variant]}},
+        precision=precision,
+        hyperparameters={"maxSteps": 12},
+    )
+    report = run(config)
+    assert report.progress is not None
+    assert report.progress.eval_loss is not None
+    assert report.progress.eval_loss < (report.progress.initial_eval_loss or 0) - 0.02
+    adapter = output_of(config, "adapter")
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), adapter)
+    loss = held_out(tuned, config)
+    assert loss == pytest.approx(report.progress.eval_loss, rel=1e-3 if precision == "fp32" else 2e-2)
+
+
+def held_out(model: Any, config: Any) -> float:
+    sequences = load_prepared(config).validation
+    with evaluating(model, "fp32"):
+        batch = Collator(0, packed=False)([sequences[i] for i in range(len(sequences))])
+        return float(token_losses(model, batch).mean())
+
+
+def test_lora_plus_gives_b_the_higher_learning_rate(tmp_path: Path, tiny: Path) -> None:
+    """With the same seed and gradients, the first step moves B by as much more as the ratio says."""
+    moved = {}
+    for ratio in (None, 8.0):
+        directory = tmp_path / str(ratio)
+        directory.mkdir()
+        config = configure(
+            directory,
+            tiny,
+            method={"lora": {"rank": 4, "loraPlusRatio": ratio}},
+            hyperparameters={"maxSteps": 1, "warmupRatio": 0.0, "schedule": "constant", "learningRate": 1e-4},
+        )
+        run(config)
+        weights = load_file(output_of(config, "adapter/adapter_model.safetensors"))
+        moved[ratio] = torch.cat([value.flatten() for name, value in weights.items() if "lora_B" in name])
+    torch.testing.assert_close(moved[8.0], 8 * moved[None], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("variant", ["plain", "dora", "modules to save"])
+def test_merged_weights_say_what_the_adapter_says(tmp_path: Path, tiny: Path, dtype: str, variant: str) -> None:
+    config = configure(tmp_path, tiny, method={"lora": {"rank": 4, **VARIANTS[variant]}}, merge={"dtype": dtype})
+    report = run(config)
+    assert report.output is not None
+    assert (report.output.path, report.output.merged) == ("adapter", "merged")
+    directory = output_of(config, "merged")
+    merged = AutoModelForCausalLM.from_pretrained(directory)
+    assert merged.dtype == DTYPES[dtype]
+    assert report.progress is not None
+    assert held_out(merged.float(), config) == pytest.approx(report.progress.eval_loss, rel=1e-2)
+    assert AutoTokenizer.from_pretrained(directory).chat_template == load_prepared(config).chat_template
+    assert (
+        GenerationConfig.from_pretrained(directory).eos_token_id
+        == GenerationConfig.from_pretrained(output_of(config, "adapter")).eos_token_id
+    )
+    assert not list(directory.glob("*.bin"))
+
+
+def test_a_merge_that_changes_nothing_is_an_error(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, merge={"dtype": "fp32"})
+    prepare(config)
+    untrained = load_model(config, tiny, torch.device("cpu")).model
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    with pytest.raises(TrainerError, match="changed no weight") as raised:
+        merging.merge(untrained, tokenizer, config, load_prepared(config))
+    assert raised.value.exit_code is ExitCode.EXPORT_INVALID
+    assert not output_of(config, "merged").exists()
+
+
+def test_a_merge_that_says_something_else_is_an_error(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path, tiny, merge={"dtype": "fp32"})
+    spoil = merging._merge_layers
+
+    def spoiled(model: Any) -> int:
+        count = spoil(model)
+        with torch.no_grad():
+            model.get_base_model().model.norm.weight.mul_(1.5)
+        return count
+
+    monkeypatch.setattr(merging, "_merge_layers", spoiled)
+    with pytest.raises(TrainerError, match="logits differ") as raised:
+        run(config)
+    assert raised.value.exit_code is ExitCode.EXPORT_INVALID
+    assert json.loads((output_of(config, "adapter") / "adapter_config.json").read_text())["r"] == 4

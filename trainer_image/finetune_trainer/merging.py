@@ -1,0 +1,90 @@
+"""The base model with the adapter merged into it, tried against the adapter before it is delivered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.failures import ExitCode
+from finetune_api.trainer_config import TrainerConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.errors import TrainerError, writing_to
+from finetune_trainer.evaluate import evaluating
+from finetune_trainer.export import generation_config, make_readable
+from finetune_trainer.files import whole_directory
+from finetune_trainer.log import log
+from finetune_trainer.model import DTYPES
+from finetune_trainer.prepared import Prepared
+
+DIRECTORY = "merged"
+TOLERANCE = {"bf16": 0.05, "fp16": 0.01, "fp32": 0.001}
+"""Greatest relative difference of the logits, |merged - adapter| / |adapter|, that rounding explains."""
+_PROBE_TOKENS = 256
+
+
+def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig, prepared: Prepared) -> str:
+    """Merge ``model``'s adapter into its base and write ``<output>/merged``; the directory's name.
+
+    ``model`` is used up.
+    Weights are added up in fp32 and rounded once, to ``output.merge.dtype``.
+
+    Raises:
+        TrainerError: EXPORT_INVALID where the merge changed nothing or says something else than the adapter; the
+            volume's.
+    """
+    assert config.merge is not None  # noqa: S101 - the caller's condition
+    name = config.merge.dtype
+    probe = torch.from_numpy(prepared.train[0].input_ids[None, :_PROBE_TOKENS].copy())
+    model.to(torch.float32)
+    expected = _logits(model, probe)
+    changed = _merge_layers(model)
+    if changed == 0:
+        raise TrainerError(
+            ExitCode.EXPORT_INVALID,
+            "output.merge: merging changed no weight, so the result would be the base model: the adapter learnt "
+            "nothing. Raise hyperparameters.learningRate or the number of steps",
+        )
+    merged = model.unload()
+    merged.to(DTYPES[name])
+    difference = _relative_difference(_logits(merged, probe), expected)
+    if not difference <= TOLERANCE[name]:
+        raise TrainerError(
+            ExitCode.EXPORT_INVALID,
+            f"output.merge: the merged model's logits differ by {difference:.3g} from the adapter's, where rounding to "
+            f"{name} explains {TOLERANCE[name]:g}; use the adapter, or merge in fp32",
+        )
+    target = Path(config.paths.output) / DIRECTORY
+    with writing_to(target, "output"), whole_directory(target) as aside:
+        merged.config.use_cache = True
+        merged.save_pretrained(aside, safe_serialization=True)
+        tokenizer.save_pretrained(aside)
+        generation_config(merged, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
+        make_readable(aside)
+    log.info("merged weights (%s, %d modules, logits within %.2g of the adapter's) are at %s", name, changed,
+             difference, target)  # fmt: skip
+    return DIRECTORY
+
+
+def _merge_layers(model: Any) -> int:
+    """Merge layer by layer; the number of layers whose weight it changed."""
+    changed = 0
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, BaseTunerLayer) and hasattr(part, "merge"):
+                weight = part.get_base_layer().weight
+                before = weight.detach().clone()
+                part.merge(safe_merge=True)
+                changed += not torch.equal(before, part.get_base_layer().weight)
+    return changed
+
+
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with evaluating(model, "fp32"):
+        return model(input_ids=ids.to(next(model.parameters()).device)).logits.float()
+
+
+def _relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
