@@ -9,10 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from finetune_trainer.prepared import Sequence, SequenceSet
-
-IGNORED = -100
-"""Label of tokens that are not trained."""
+from finetune_trainer.prepared import IGNORED, Sequence, SequenceSet
 
 
 class Examples(Dataset[Sequence]):

@@ -16,7 +16,7 @@ from finetune_trainer.batches import Collator
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.model import DTYPES
-from finetune_trainer.prepared import Sequence, SequenceSet
+from finetune_trainer.prepared import IGNORED, Sequence, SequenceSet
 
 _PACKING_TOLERANCE = 0.05
 """Nats a token by which a sample's loss may differ packed and alone: rounding stays below, attention to a neighbour
@@ -63,7 +63,7 @@ def token_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     inputs = {name: value.to(device) for name, value in batch.items() if name not in ("tokens", "labels")}
     targets = batch["labels"][:, 1:].to(device)
     logits = model(**inputs).logits[:, :-1]
-    wanted = targets != -100
+    wanted = targets != IGNORED
     return functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
 
 
@@ -83,7 +83,7 @@ def check_packing(model: Any, sequences: SequenceSet, collator: Collator, config
     both = _part(packed, 0, first + second, packed.lengths[:2])
     alone = _part(packed, first, first + second, packed.lengths[1:2])
     with evaluating(model, config.precision):
-        together = token_losses(model, collator([both]))[-int((alone.labels != -100).sum()) :]
+        together = token_losses(model, collator([both]))[-int((alone.labels != IGNORED).sum()) :]
         separate = token_losses(model, collator([alone]))
     difference = float((together - separate).abs().mean())
     if not difference <= _PACKING_TOLERANCE:

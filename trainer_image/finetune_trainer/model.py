@@ -143,10 +143,10 @@ def _with_method(model: PreTrainedModel, method: MethodSpec) -> Any:
 
 
 def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
-    linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
-    known = sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name})
-    _check_names("targetModules", method.target_modules, _names_of(model, linear=True), linear)
-    _check_names("modulesToSave", method.modules_to_save, _names_of(model, linear=False), known)
+    modules = {name: part for name, part in model.named_modules() if name}
+    linear = [name for name, part in modules.items() if isinstance(part, nn.Linear)]
+    _check_names("targetModules", method.target_modules, linear)
+    _check_names("modulesToSave", method.modules_to_save, list(modules))
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
@@ -161,11 +161,8 @@ def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
     return get_peft_model(model, settings)
 
 
-def _names_of(model: PreTrainedModel, *, linear: bool) -> list[str]:
-    return [name for name, part in model.named_modules() if name and (isinstance(part, nn.Linear) or not linear)]
-
-
-def _check_names(field: str, wanted: list[str], names: list[str], endings: list[str]) -> None:
+def _check_names(field: str, wanted: list[str], names: list[str]) -> None:
+    endings = sorted({name.rpartition(".")[2] for name in names})
     for name in wanted:
         if not any(known == name or known.endswith(f".{name}") for known in names):
             raise TrainerError(

@@ -156,7 +156,6 @@ class _Run:
             result = result.model_copy(update={"merged": merged})
         return TerminationReport(
             step="train",
-            message=None,
             model=self.loaded.status,
             memory=MemoryStatus(measured=last.peak_memory_bytes),
             acceleration=self.loaded.acceleration,
