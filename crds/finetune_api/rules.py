@@ -118,23 +118,19 @@ CONFLICTS: tuple[Rule, ...] = (
         "invalid",
     ),
     Rule(
-        "method.lora.dora",
-        both(
-            OneOf("method.lora.dora", (True,)),
-            _QUANTIZED,
-            Not(OneOf("quantization.method", ("bitsandbytes",))),
-        ),
-        "DoRA works on bitsandbytes' quantization alone",
-    ),
-    Rule(
         "method.lora.init",
         both(OneOf("method.lora.init", ("pissa", "olora")), _QUANTIZED),
         "PiSSA and OLoRA start from the full weights, which a quantized base does not have; use init: default",
     ),
     Rule(
+        "method.lora.init",
+        both(OneOf("method.lora.init", ("pissa", "olora")), OneOf("method.lora.dora", (True,))),
+        "PiSSA and OLoRA change the base under DoRA's magnitudes, and could not be delivered; use one of them",
+    ),
+    Rule(
         "distributed.strategy",
-        both(_SHARDED, OneOf("quantization.method", ("hqq", "gptq", "awq"))),
-        "ZeRO-3 and FSDP2 cannot shard hqq, gptq or awq weights; use ddp or zero2, or bitsandbytes with 4 bits",
+        both(_SHARDED, OneOf("quantization.method", ("hqq",))),
+        "ZeRO-3 and FSDP2 cannot shard hqq's weights; use ddp or zero2, or bitsandbytes with 4 bits",
     ),
     Rule(
         "distributed.strategy",
@@ -255,8 +251,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
     ),
     _later("format", OneOf("format", ("text", "preference", "kto")), "use alpaca, sharegpt or openai", SOURCES),
     _later("weight", Not(OneOf("weight", (1.0,))), "leave weight at 1", SOURCES),
-    _later("method.lora.init", OneOf("method.lora.init", ("pissa", "olora")), "use default or gaussian"),
-    _later("quantization", _QUANTIZED, "leave quantization unset"),
     _later("precision", OneOf("precision", ("fp8",)), "use bf16, fp16 or fp32"),
     _later("template.ref", Present("template.ref"), "use a built-in template's name"),
     _later("template.thinking", Not(OneOf("template.thinking", ("auto",))), "leave it auto"),

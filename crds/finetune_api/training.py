@@ -93,6 +93,10 @@ class DatasetSpec(ApiModel):
 class FullMethod(ApiModel):
     """Train every weight."""
 
+    master_weights: Literal["fp32", "none"] = "fp32"
+    """`fp32`: weights, gradients and optimizer state in fp32, the arithmetic in `precision`, 16 bytes a parameter.
+    `none`: all of them in `precision`, 8 bytes a parameter in bf16; updates smaller than its rounding are lost."""
+
 
 class FreezeMethod(ApiModel):
     """Train some layers and freeze the rest."""
@@ -121,7 +125,9 @@ class LoraMethod(ApiModel):
     dora: bool = False
     """Decompose weights into magnitude and direction (arXiv 2402.09353)."""
     init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """How the adapters start."""
+    """How the adapters start: `default` (A random, B zero), `gaussian`, or from the weights themselves by `pissa`
+    (arXiv 2404.02948) or `olora` (arXiv 2406.01775). The last two are delivered at twice the rank, for
+    the base as it is."""
     lora_plus_ratio: Annotated[float, Field(ge=1.0, le=1024.0)] | None = None
     """LoRA+ (arXiv 2402.12354): learning rate of B over that of A."""
     modules_to_save: Annotated[list[ModuleName], Field(max_length=64)] = []
@@ -144,15 +150,17 @@ class QuantizationSpec(ApiModel):
     is QLoRA (arXiv 2305.14314)."""
 
     method: Literal["bitsandbytes", "hqq", "gptq", "awq", "fp8", "mxfp4"] = "bitsandbytes"
-    """Library or format that quantizes."""
+    """`bitsandbytes` and `hqq` quantize whole weights as they are loaded. `gptq`, `awq`, `fp8` and `mxfp4` say what the
+    checkpoint is; its weights are dequantized once, in the prepare step, to what they stand for. That happens without
+    `quantization` too."""
     bits: Literal[1, 2, 3, 4, 5, 6, 8] | None = None
     """Bits a weight."""
     type: Literal["nf4", "fp4"] = "nf4"
     """4-bit data type."""
     double_quantization: bool = True
     """Quantize the quantization constants too."""
-    compute_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Type that weights are dequantized to for the arithmetic."""
+    compute_dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    """Type that weights are dequantized to for the arithmetic; unset means `precision`."""
 
 
 class TemplateSpec(ApiModel):

@@ -106,6 +106,15 @@ CASES: tuple[Case, ...] = (
         "variants of lora",
         {"method.lora": {"dora": True, "init": "gaussian", "loraPlusRatio": 16, "modulesToSave": ["norm"]}},
     ),
+    Case("pissa", {"method.lora.init": "pissa"}),
+    Case("full without masters", {"method": {"full": {"masterWeights": "none"}}}),
+    Case("qlora by bits alone", {"method": {}, "quantization": {"bits": 4}}),
+    Case(
+        "qlora, all said",
+        {"quantization": {"bits": 4, "type": "fp4", "doubleQuantization": False, "computeDtype": "fp32"}},
+    ),
+    Case("dora on hqq", {"quantization": {"method": "hqq", "bits": 4}, "method.lora.dora": True}),
+    Case("a gptq checkpoint", {"quantization": {"method": "gptq"}}),
     Case("a merge", {"output": {"merge": {"dtype": "fp16"}}}),
     Case("half precision on a GPU", {"precision": "fp16", "distributed": {"gpusPerNode": 1}}),
     Case("integers where floats are meant", {"hyperparameters": {"epochs": 1, "weightDecay": 0}}),
@@ -151,11 +160,7 @@ CASES: tuple[Case, ...] = (
         {"quantization": {"method": "hqq", "bits": 4}, "distributed": {"strategy": "zero3"}},
         "cannot shard hqq",
     ),
-    Case(
-        "dora on hqq",
-        {"quantization": {"method": "hqq", "bits": 4}, "method.lora.dora": True},
-        "DoRA works on bitsandbytes",
-    ),
+    Case("pissa and dora", {"method.lora": {"init": "pissa", "dora": True}}, "use one of them"),
     Case("pissa on 4 bits", {"quantization": {"bits": 4}, "method.lora.init": "pissa"}, "PiSSA"),
     Case(
         "pissa under zero3", {"method.lora.init": "pissa", "distributed": {"strategy": "zero3"}}, "need whole weights"
@@ -191,8 +196,6 @@ CASES: tuple[Case, ...] = (
     Case("data over the web", {SOURCE: {"uri": "https://host/rows.jsonl"}}, LATER),
     Case("plain text rows", {SOURCE: {"uri": "configmap://a/b", "format": "text"}}, LATER),
     Case("a weighted source", {SOURCE: {"uri": "configmap://a/b", "weight": 2.5}}, LATER),
-    Case("pissa", {"method.lora.init": "pissa"}, LATER),
-    Case("qlora by bits alone", {"method": {}, "quantization": {"bits": 4}}, LATER),
     Case("8-bit floats", {"precision": "fp8"}, LATER),
     Case("a template of one's own", {"template": {"ref": "mine"}}, LATER),
     Case("thinking", {"template": {"thinking": "enabled"}}, LATER),

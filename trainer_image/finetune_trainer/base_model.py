@@ -70,8 +70,6 @@ def inspect_model(directory: Path, *, trust_remote_code: bool, allow_pickle: boo
                 "allows it"
             ) from error
         raise _invalid(f"its config.json cannot be used: {error}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise _invalid("its weights are quantized already, which is not supported yet; name the original model")
     return BaseModel(
         architecture=_architecture(config),
         parameters=_parameters(directory, allow_pickle=allow_pickle),

@@ -80,13 +80,14 @@ def read_config(path: Path) -> TrainerConfig:
 
 def _prepare(config: TrainerConfig) -> TerminationReport:
     # Late: the Hugging Face libraries read their environment when they are imported.
-    from finetune_trainer.model import trainable_parameters  # noqa: PLC0415
+    from finetune_trainer.model import count_parameters  # noqa: PLC0415
     from finetune_trainer.prepare import prepare  # noqa: PLC0415
     from finetune_trainer.prepared import load_prepared  # noqa: PLC0415
 
     report = prepare(config)
-    trained = trainable_parameters(config, load_prepared(config).model_directory)
-    model = report.model.model_copy(update={"trainable_parameters": trained}) if report.model else None
+    total, trained = count_parameters(config, load_prepared(config).model_directory)
+    counts = {"parameters": total, "trainable_parameters": trained}
+    model = report.model.model_copy(update=counts) if report.model else None
     return report.model_copy(update={"model": model})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from finetune_api.status import Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from finetune_trainer.adapters import Start
 from finetune_trainer.card import model_card
 from finetune_trainer.errors import writing_to
 from finetune_trainer.files import sha256_file, whole_directory
@@ -21,6 +23,8 @@ from finetune_trainer.model import DTYPES
 from finetune_trainer.picture import draw_losses
 from finetune_trainer.prepared import Prepared
 
+ADAPTER, MODEL = "adapter", "model"
+"""Directories of the result, by what was trained."""
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -32,6 +36,8 @@ class Facts:
     progress: Progress | None
     trainable: int
     samples: list[Sample]
+    start: Start | None = None
+    """As :class:`finetune_trainer.model.Loaded` has it."""
 
 
 def export(
@@ -49,7 +55,7 @@ def export(
     Raises:
         TrainerError: the output volume is full or cannot be written.
     """
-    name = "adapter" if config.method.lora is not None else "model"
+    name = ADAPTER if config.method.lora is not None else MODEL
     target = Path(config.paths.output) / name
     prepared = facts.prepared
     with writing_to(target, "output"), whole_directory(target) as aside:
@@ -57,10 +63,16 @@ def export(
             # Masters are fp32; what is delivered is what a server would load.
             model.to(DTYPES[config.precision])
             model.config.use_cache = True
-        model.save_pretrained(aside, safe_serialization=True)
+        if facts.start is not None:
+            with facts.start.written() as start, warnings.catch_warnings():
+                # peft warns of a second adapter beside OLoRA's, which is its own way of subtracting the start.
+                warnings.filterwarnings("ignore", message="OLoRA changes the base weights")
+                model.save_pretrained(aside, path_initial_model_for_weight_conversion=str(start))
+        else:
+            model.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
         generation_config(model, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
-        if name == "adapter":
+        if name == ADAPTER:
             _name_base(aside / _ADAPTER_CONFIG, config, prepared)
         (aside / "README.md").write_text(model_card(config, facts.progress, prepared, facts.trainable, facts.samples))
         draw_losses(history, aside / "loss.png")

@@ -8,28 +8,32 @@ from typing import Any
 import torch
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.evaluate import evaluating
-from finetune_trainer.export import generation_config, make_readable
+from finetune_trainer.export import ADAPTER, generation_config, make_readable
 from finetune_trainer.files import whole_directory
 from finetune_trainer.log import log
 from finetune_trainer.model import DTYPES
 from finetune_trainer.prepared import Prepared
+from finetune_trainer.quantization import forget_quantization, is_packed, whole_layer
 
 DIRECTORY = "merged"
 TOLERANCE = {"bf16": 0.05, "fp16": 0.01, "fp32": 0.001}
 """Greatest relative difference of the logits, |merged - adapter| / |adapter|, that rounding explains."""
+QUANTIZED_TOLERANCE = 0.1
+"""The same where the adapter runs on a quantized base, whose kernels round activations too."""
 _PROBE_TOKENS = 256
 
 
 def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig, prepared: Prepared) -> str:
-    """Merge ``model``'s adapter into its base and write ``<output>/merged``; the directory's name.
+    """Merge the adapter into its base and write ``<output>/merged``; the directory's name.
 
-    ``model`` is used up.
-    Weights are added up in fp32 and rounded once, to ``output.merge.dtype``.
+    ``model`` is used up. Weights are added up in fp32 and rounded once, to ``output.merge.dtype``. A quantized base is
+    dequantized: the adapter was trained on those weights and not on the original ones.
 
     Raises:
         TrainerError: EXPORT_INVALID where the merge changed nothing or says something else than the adapter; the
@@ -38,8 +42,14 @@ def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig,
     assert config.merge is not None  # noqa: S101 - the caller's condition
     name = config.merge.dtype
     probe = torch.from_numpy(prepared.train[0].input_ids[None, :_PROBE_TOKENS].copy())
+    tolerance = TOLERANCE[name]
+    if quantized := any(is_packed(part) for part in model.modules()):
+        expected = _logits(model, probe, config.precision)
+        tolerance = max(tolerance, QUANTIZED_TOLERANCE)
+        model = _on_whole_weights(model, Path(config.paths.output) / ADAPTER)
     model.to(torch.float32)
-    expected = _logits(model, probe)
+    if not quantized:
+        expected = _logits(model, probe)
     changed = _merge_layers(model)
     if changed == 0:
         raise TrainerError(
@@ -50,11 +60,11 @@ def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig,
     merged = model.unload()
     merged.to(DTYPES[name])
     difference = _relative_difference(_logits(merged, probe), expected)
-    if not difference <= TOLERANCE[name]:
+    if not difference <= tolerance:
         raise TrainerError(
             ExitCode.EXPORT_INVALID,
             f"output.merge: the merged model's logits differ by {difference:.3g} from the adapter's, where rounding to "
-            f"{name} explains {TOLERANCE[name]:g}; use the adapter, or merge in fp32",
+            f"{name} explains {tolerance:g}; use the adapter, or merge in fp32",
         )
     target = Path(config.paths.output) / DIRECTORY
     with writing_to(target, "output"), whole_directory(target) as aside:
@@ -81,8 +91,19 @@ def _merge_layers(model: Any) -> int:
     return changed
 
 
-def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    with evaluating(model, "fp32"):
+def _on_whole_weights(model: Any, adapter: Path) -> Any:
+    """The exported ``adapter`` on the base of ``model``, its packed weights made whole."""
+    base = model.unload()
+    for name, layer in list(base.named_modules()):
+        if is_packed(layer):
+            parent, _, own = name.rpartition(".")
+            setattr(base.get_submodule(parent), own, whole_layer(layer))
+    forget_quantization(base)
+    return PeftModel.from_pretrained(base, str(adapter))
+
+
+def _logits(model: Any, ids: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
+    with evaluating(model, precision):
         return model(input_ids=ids.to(next(model.parameters()).device)).logits.float()
 
 

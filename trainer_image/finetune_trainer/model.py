@@ -10,14 +10,14 @@ import torch
 from finetune_api.failures import ExitCode
 from finetune_api.status import AccelerationStatus, ModelStatus
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.training import LoraMethod, MethodSpec
-from peft import LoraConfig, get_peft_model
-from torch import nn
+from finetune_api.training import MethodSpec
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from finetune_trainer.adapters import FROM_THE_WEIGHTS, Start, add_adapters, linear_names
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.freezing import freeze
 from finetune_trainer.log import log
+from finetune_trainer.quantization import compute_dtype, loading_options, quantize_by_hqq
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """torch's type by the API's name."""
@@ -32,6 +32,8 @@ class Loaded:
     model: PreTrainedModel | Any
     acceleration: AccelerationStatus
     status: ModelStatus
+    start: Start | None = None
+    """The adapter's first values, where the export needs them."""
 
 
 def choose_device(config: TrainerConfig) -> torch.device:
@@ -60,19 +62,27 @@ def load_model(config: TrainerConfig, directory: Path, device: torch.device) -> 
     """Load the base model and add what the method trains.
 
     Weights that are trained are held in fp32, whatever the arithmetic runs in (autocast): bf16 masters lose small
-    updates (Micikevicius et al., arXiv 1710.03740). A frozen base is held in ``precision``.
+    updates (Micikevicius et al., arXiv 1710.03740); `method.full.masterWeights: none` does without. A frozen base is
+    held in ``precision``, or in fewer bits.
 
     Raises:
         TrainerError: MODEL_INVALID, METHOD_INVALID or ACCELERATION_UNAVAILABLE.
     """
-    frozen = config.method.full is None
-    dtype = DTYPES[config.precision] if frozen else torch.float32
-    model, attention = _load(config, directory, dtype)
+    method, wanted = config.method, config.quantization
+    masters = method.full is not None and method.full.master_weights == "fp32"
+    dtype = torch.float32 if masters else DTYPES[config.precision]
+    by_hqq = wanted is not None and wanted.method == "hqq"
+    model, attention = _load(config, directory, dtype, torch.device("cpu") if by_hqq else device)
     model.config.use_cache = False
-    total = sum(parameter.numel() for parameter in model.parameters())
-    model = _with_method(model, config.method)
+    linear = linear_names(model)
+    total = _whole_size(config, directory) if is_quantized(model) else _size(model)
+    if wanted is not None and by_hqq:
+        total = _size(model)
+        quantize_by_hqq(model, wanted, compute_dtype(config), device)
+        model.to(device)
+    model = _with_method(model, method, linear)
+    start = Start(model) if method.lora is not None and method.lora.init in FROM_THE_WEIGHTS else None
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    model.to(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     kernels = ["gradient-checkpointing"] if config.acceleration.gradient_checkpointing else []
     log.info("%s on %s, attention %s: %s of %s parameters are trained (%.2f %%)", type(model).__name__, name,
@@ -81,33 +91,63 @@ def load_model(config: TrainerConfig, directory: Path, device: torch.device) -> 
         model,
         AccelerationStatus(device=name, attention=attention, precision=config.precision, kernels=kernels),
         ModelStatus(parameters=total, trainable_parameters=trainable),
+        start,
     )
 
 
-def trainable_parameters(config: TrainerConfig, directory: Path) -> int:
-    """Parameters that would be trained, found without loading a weight; also tries the method's module names.
+def count_parameters(config: TrainerConfig, directory: Path) -> tuple[int, int]:
+    """Parameters in all, and those that would be trained: found without loading a weight. Tries the method's module
+    names too.
 
     Raises:
         TrainerError: METHOD_INVALID, MODEL_INVALID.
     """
+    model = _without_weights(config, directory)
+    total = _size(model)
+    lora = config.method.lora
+    if lora is not None and lora.init in FROM_THE_WEIGHTS:  # which are not there; the start changes no count
+        method = config.method.model_copy(update={"lora": lora.model_copy(update={"init": "default"})})
+    else:
+        method = config.method
+    model = _with_method(model, method, linear_names(model))
+    return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _without_weights(config: TrainerConfig, directory: Path) -> PreTrainedModel:
     settings = AutoConfig.from_pretrained(directory, trust_remote_code=config.model.trust_remote_code)
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.model.trust_remote_code)
+            return AutoModelForCausalLM.from_config(settings, trust_remote_code=config.model.trust_remote_code)
         except ValueError as error:
             raise _no_causal_model(config, error) from error
-        model = _with_method(model, config.method)
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _load(config: TrainerConfig, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
+def _size(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _whole_size(config: TrainerConfig, directory: Path) -> int:
+    """Parameters of a model whose tensors hold several a byte."""
+    return _size(_without_weights(config, directory))
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether transformers loaded ``model`` in fewer bits."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def _load(
+    config: TrainerConfig, directory: Path, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, str]:
     wanted = config.acceleration.flash_attention
     attention = ATTENTION[wanted]
     options: dict[str, Any] = {
         "dtype": dtype,
+        "device_map": {"": device},
         "trust_remote_code": config.model.trust_remote_code,
         "use_safetensors": None if config.model.allow_pickle else True,
         "local_files_only": True,
+        **loading_options(config, directory),
     }
     try:
         return AutoModelForCausalLM.from_pretrained(directory, attn_implementation=attention, **options), attention
@@ -119,6 +159,8 @@ def _load(config: TrainerConfig, directory: Path, dtype: torch.dtype) -> tuple[P
                 ExitCode.ACCELERATION_UNAVAILABLE,
                 f"acceleration.flashAttention: {config.model.uri} has no sdpa attention; use auto",
             ) from error
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, RuntimeError) as error:
         raise TrainerError(
             ExitCode.MODEL_INVALID, f"{config.model.uri} cannot be loaded: {_first_line(error)}"
@@ -133,42 +175,13 @@ def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
     )
 
 
-def _with_method(model: PreTrainedModel, method: MethodSpec) -> Any:
+def _with_method(model: PreTrainedModel, method: MethodSpec, linear: list[str]) -> Any:
     """``model`` with what ``method`` trains: adapters added, or some weights frozen."""
     if method.lora is not None:
-        return _with_lora(model, method.lora)
+        return add_adapters(model, method.lora, linear)
     if method.freeze is not None:
         freeze(model, method.freeze)
     return model
-
-
-def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
-    modules = {name: part for name, part in model.named_modules() if name}
-    linear = [name for name, part in modules.items() if isinstance(part, nn.Linear)]
-    _check_names("targetModules", method.target_modules, linear)
-    _check_names("modulesToSave", method.modules_to_save, list(modules))
-    settings = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=method.rank,
-        lora_alpha=method.alpha if method.alpha is not None else 2 * method.rank,
-        lora_dropout=method.dropout,
-        target_modules=list(method.target_modules) or "all-linear",
-        use_rslora=method.rslora,
-        use_dora=method.dora,
-        init_lora_weights=True if method.init == "default" else method.init,
-        modules_to_save=list(method.modules_to_save) or None,
-    )
-    return get_peft_model(model, settings)
-
-
-def _check_names(field: str, wanted: list[str], names: list[str]) -> None:
-    endings = sorted({name.rpartition(".")[2] for name in names})
-    for name in wanted:
-        if not any(known == name or known.endswith(f".{name}") for known in names):
-            raise TrainerError(
-                ExitCode.METHOD_INVALID,
-                f"method.lora.{field}: the model has no module {name!r}; it has: {', '.join(endings[:40])}",
-            )
 
 
 def _first_line(error: Exception) -> str:

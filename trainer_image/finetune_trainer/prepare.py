@@ -20,6 +20,7 @@ from finetune_api.status import DatasetStatus, DroppedRows, ModelStatus
 from finetune_api.trainer_config import TrainerConfig
 
 from finetune_trainer.base_model import BaseModel, inspect_model
+from finetune_trainer.dequantize import trainable_weights
 from finetune_trainer.encode import TOO_LONG, ConversationEncoder, DroppedError, Encoded
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.files import sha256_file
@@ -60,6 +61,7 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     base = inspect_model(
         found.directory, trust_remote_code=config.model.trust_remote_code, allow_pickle=config.model.allow_pickle
     )
+    weights = trainable_weights(config, found.directory, found.digest)
     model = ModelStatus(parameters=base.parameters, digest=found.digest, architecture=base.architecture)
     log.info("model %s: %s, %s parameters", config.model.uri, base.architecture, _number(base.parameters))
     tokenizer = load_tokenizer(found.directory, trust_remote_code=config.model.trust_remote_code)
@@ -92,7 +94,7 @@ def prepare(config: TrainerConfig) -> TerminationReport:
         "eosToken": template.stop_words[0] if template.stop_words else tokenizer.eos_token,
     }
     with writing_to(output, "output"):
-        write_handover(config, handover, found.directory)
+        write_handover(config, handover, weights)
     return TerminationReport(step="prepare", dataset=dataset, model=model)
 
 

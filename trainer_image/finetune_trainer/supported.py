@@ -40,10 +40,8 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
         yield f"spec.stage: {config.stage} is not supported yet, only sft"
     if sum(part is not None for part in (method.full, method.freeze, method.lora)) != 1:
         yield "spec.method: exactly one of full, freeze and lora"
-    if method.lora is not None and method.lora.init not in ("default", "gaussian"):
-        yield f"spec.method.lora.init: {method.lora.init} is not supported yet, use default or gaussian"
-    if config.quantization is not None:
-        yield "spec.quantization is not supported yet"
+    if config.quantization is not None and method.lora is None:
+        yield "spec.quantization: only lora can be trained on quantized weights"
     if config.precision not in ("bf16", "fp16", "fp32"):
         yield f"spec.precision: {config.precision} is not supported yet, use bf16, fp16 or fp32"
     if config.precision == "fp16" and spread.gpus_per_node == 0:

@@ -148,7 +148,7 @@ class _Run:
             self.loaded.model,
             self.tokenizer,
             self.config,
-            Facts(self.prepared, last, self.loaded.status.trainable_parameters or 0, samples),
+            Facts(self.prepared, last, self.loaded.status.trainable_parameters or 0, samples, start=self.loaded.start),
             history=Path(self.config.paths.output) / FILE,
         )
         if self.config.merge is not None:

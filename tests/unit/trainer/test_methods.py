@@ -13,7 +13,7 @@ from finetune_trainer import merging
 from finetune_trainer.batches import Collator
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import evaluating, token_losses
-from finetune_trainer.model import DTYPES, load_model, trainable_parameters
+from finetune_trainer.model import DTYPES, count_parameters, load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
 from peft import PeftModel
@@ -54,7 +54,7 @@ def test_freeze_trains_what_it_names(tmp_path: Path, tiny: Path, method: dict[st
     names = AutoModelForCausalLM.from_pretrained(tiny).state_dict()
     assert changed(config, tiny) == {name for name in names if expected(name)}
     assert report.model is not None
-    assert report.model.trainable_parameters == trainable_parameters(config, tiny)
+    assert report.model.trainable_parameters == count_parameters(config, tiny)[1]
     assert report.model.trainable_parameters < (report.model.parameters or 0)
 
 
@@ -69,7 +69,7 @@ def test_freeze_trains_what_it_names(tmp_path: Path, tiny: Path, method: dict[st
 )
 def test_freeze_names_what_there_is(tmp_path: Path, tiny: Path, method: dict[str, Any], field: str, valid: str) -> None:
     with pytest.raises(TrainerError, match=field) as raised:
-        trainable_parameters(configure(tmp_path, tiny, method={"freeze": method}), tiny)
+        count_parameters(configure(tmp_path, tiny, method={"freeze": method}), tiny)
     assert raised.value.exit_code is ExitCode.METHOD_INVALID
     assert valid in str(raised.value)
 
@@ -81,6 +81,15 @@ def test_frozen_weights_are_held_in_the_precision_and_trained_ones_in_fp32(tmp_p
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
 
 
+def test_full_without_masters_is_held_in_the_precision(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, method={"full": {"masterWeights": "none"}}, precision="bf16")
+    report = run(config)
+    assert report.progress is not None
+    assert (report.progress.eval_loss or 9) < (report.progress.initial_eval_loss or 0) - 0.1
+    model = load_model(config, tiny, torch.device("cpu")).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "named targets": {"targetModules": ["q_proj", "v_proj"], "alpha": 4},
@@ -90,6 +99,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora+": {"loraPlusRatio": 8.0},
     "modules to save": {"modulesToSave": ["norm"]},
     "dropout": {"dropout": 0.2},
+    "pissa": {"init": "pissa"},
+    "olora": {"init": "olora"},
 }
 
 
@@ -143,7 +154,14 @@ def test_lora_plus_gives_b_the_higher_learning_rate(tmp_path: Path, tiny: Path) 
 
 @pytest.mark.parametrize(
     ("variant", "dtype"),
-    [("plain", "bf16"), ("plain", "fp16"), ("plain", "fp32"), ("dora", "bf16"), ("modules to save", "fp32")],
+    [
+        ("plain", "bf16"),
+        ("plain", "fp16"),
+        ("plain", "fp32"),
+        ("dora", "bf16"),
+        ("modules to save", "fp32"),
+        ("pissa", "fp32"),
+    ],
 )
 def test_merged_weights_say_what_the_adapter_says(tmp_path: Path, tiny: Path, dtype: str, variant: str) -> None:
     config = configure(tmp_path, tiny, method={"lora": {"rank": 4, **VARIANTS[variant]}}, merge={"dtype": dtype})

@@ -17,7 +17,7 @@ from finetune_trainer.batches import Collator
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.model import load_model, trainable_parameters
+from finetune_trainer.model import count_parameters, load_model
 from finetune_trainer.picture import read_history
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
@@ -46,7 +46,7 @@ def test_lora_learns_and_delivers_an_adapter_that_loads(tmp_path: Path, tiny: Pa
     assert progress.eval_loss is not None
     assert progress.eval_loss < progress.initial_eval_loss - 0.1
     assert report.model is not None
-    assert report.model.trainable_parameters == trainable_parameters(config, tiny)
+    assert report.model.trainable_parameters == count_parameters(config, tiny)[1]
     assert report.checkpoint is not None
     assert report.checkpoint.step == 20
     assert [sample.before != sample.after for sample in report.samples] == [True]
@@ -106,12 +106,22 @@ def test_every_step_is_reported_once_with_growing_tokens(tmp_path: Path, tiny: P
     assert [report.step for report in history if report.eval_loss is not None] == [3, 6]
 
 
-@pytest.mark.parametrize("method", [{"lora": {"rank": 4, "dropout": 0.1}}, {"full": {}}], ids=["lora", "full"])
-@pytest.mark.parametrize("packing", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    ("method", "edits"),
+    [
+        ({"lora": {"rank": 4, "dropout": 0.1}}, {}),
+        ({"lora": {"rank": 4, "dropout": 0.1}}, {"packing": True}),
+        ({"lora": {"rank": 4, "init": "pissa"}}, {}),
+        ({"lora": {"rank": 4}}, {"quantization": {"bits": 4}}),
+        ({"full": {}}, {}),
+        ({"full": {}}, {"packing": True}),
+    ],
+    ids=["lora", "lora packed", "pissa", "qlora", "full", "full packed"],
+)
 def test_an_interrupted_run_ends_with_the_same_weights(
-    tmp_path: Path, tiny: Path, method: dict[str, Any], packing: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: Path, method: dict[str, Any], edits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configure(tmp_path, tiny, method=method, packing=packing, hyperparameters={"maxSteps": 8})
+    config = configure(tmp_path, tiny, method=method, hyperparameters={"maxSteps": 8}, **edits)
     whole = at(config, tmp_path / "whole")
     run(whole)
 
@@ -269,7 +279,7 @@ def test_a_module_that_does_not_exist_is_named_with_those_that_do(
 ) -> None:
     config = configure(tmp_path, tiny, method=method)
     with pytest.raises(TrainerError, match=field) as raised:
-        trainable_parameters(config, tiny)
+        count_parameters(config, tiny)
     assert raised.value.exit_code is ExitCode.METHOD_INVALID
     assert valid in str(raised.value)
 
