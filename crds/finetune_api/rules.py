@@ -72,6 +72,7 @@ def _indivisible_batch(data: Data) -> bool:
 _FULL, _FREEZE, _LORA = Present("method.full"), Present("method.freeze"), Present("method.lora")
 _QUANTIZED = Present("quantization")
 _SHARDED = OneOf("distributed.strategy", ("zero3", "fsdp2"))
+_ON_CPU = OneOf("distributed.gpusPerNode", (0,))
 _MICRO = "self.hyperparameters.microBatchSize"
 _DEVICES = "(self.distributed.nodes * (self.distributed.gpusPerNode > 0 ? self.distributed.gpusPerNode : 1))"
 
@@ -162,6 +163,35 @@ CONFLICTS: tuple[Rule, ...] = (
         "precision",
         both(OneOf("precision", ("fp16",)), OneOf("distributed.gpusPerNode", (0,))),
         "fp16 needs a GPU, since CPUs have no arithmetic for it; use fp32, or bf16 where the CPU has that",
+    ),
+    *(
+        Rule(field, both(condition, _ON_CPU), f"{what} a GPU; set distributed.gpusPerNode, or {instead}")
+        for field, condition, what, instead in (
+            (
+                "acceleration.flashAttention",
+                OneOf("acceleration.flashAttention", ("fa2", "fa3", "flex")),
+                "these kernels need",
+                "use auto",
+            ),
+            ("acceleration.liger", OneOf("acceleration.liger", (True,)), "Liger's kernels need", "leave it unset"),
+            (
+                "acceleration.activationOffload",
+                OneOf("acceleration.activationOffload", (True,)),
+                "activations are offloaded from",
+                "leave it false",
+            ),
+            (
+                "hyperparameters.optimizer",
+                OneOf("hyperparameters.optimizer", ("adamw8bit", "paged_adamw8bit")),
+                "8-bit optimizers need",
+                "use adamw",
+            ),
+        )
+    ),
+    Rule(
+        "acceleration.compile",
+        both(OneOf("acceleration.compile", (True,)), OneOf("quantization.method", ("hqq",))),
+        "HQQ's layers cannot be compiled with adapters on them; leave it false, or use bitsandbytes",
     ),
     Rule(
         "quantization",
@@ -254,21 +284,12 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("precision", OneOf("precision", ("fp8",)), "use bf16, fp16 or fp32"),
     _later("template.ref", Present("template.ref"), "use a built-in template's name"),
     _later("template.thinking", Not(OneOf("template.thinking", ("auto",))), "leave it auto"),
-    _later(
-        "acceleration.flashAttention",
-        OneOf("acceleration.flashAttention", ("fa2", "fa3", "flex")),
-        "use auto, sdpa or disabled",
-    ),
-    _later("acceleration.liger", OneOf("acceleration.liger", (True,)), "leave it false"),
     _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),
-    _later("acceleration.compile", OneOf("acceleration.compile", (True,)), "leave it false"),
-    _later("acceleration.activationOffload", OneOf("acceleration.activationOffload", (True,)), "leave it false"),
     _later(
         "hyperparameters.microBatchSize",
         Custom(lambda data: _micro_batch(data) == "auto", f"{_MICRO} == 'auto'"),
         "give a number",
     ),
-    _later("hyperparameters.optimizer", Not(OneOf("hyperparameters.optimizer", ("adamw",))), "use adamw"),
     _later("distributed.nodes", MoreThan("distributed.nodes", 1), "use one node"),
     _later("distributed.gpusPerNode", MoreThan("distributed.gpusPerNode", 1), "use at most one GPU"),
     _later("distributed.strategy", Not(OneOf("distributed.strategy", ("auto",))), "leave it auto"),

@@ -186,8 +186,9 @@ class AccelerationSpec(ApiModel):
 
     flash_attention: Literal["auto", "fa2", "fa3", "sdpa", "flex", "disabled"] = "auto"
     """Attention kernel; `disabled` is the plain one."""
-    liger: bool = False
-    """Liger kernels."""
+    liger: bool | None = None
+    """Liger's kernels for norms, rotary embeddings and gated units. Unset: on a GPU its fused loss alone, which never
+    holds the logits; false: not that either."""
     unsloth: bool = False
     """Unsloth's kernels; needs its image flavour."""
     compile: bool = False

@@ -26,36 +26,92 @@ class Examples(Dataset[Sequence]):
 
 
 class Collator:
-    """Pads sequences to the longest of the batch, on the right.
+    """Makes a batch of sequences, in the form that model and kernels want.
 
-    Packed sequences carry position ids that begin anew with each sample and no attention mask: from these,
-    transformers' mask for sdpa and eager attention keeps samples apart. Padding behind them is a sample of its own,
-    whose labels are ignored.
+    Rows are padded to the longest of the batch, on the right. Packed sequences carry position ids that begin anew with
+    each sample and no attention mask: from these, transformers' mask for sdpa and eager attention keeps samples apart.
+    Padding behind them is a sample of its own, whose labels are ignored.
+
+    Where attention is told the samples' boundaries (``flat``), the sequences of a batch lie behind one another in one
+    row, and there is no mask at all.
     """
 
-    def __init__(self, pad_token_id: int, *, packed: bool) -> None:
-        self._pad, self._packed = pad_token_id, packed
+    def __init__(
+        self,
+        pad_token_id: int,
+        *,
+        packed: bool,
+        flat: bool = False,
+        fused_loss: bool = False,
+        row_length: int | None = None,
+    ) -> None:
+        """Settle the form.
+
+        Args:
+            pad_token_id: for padding.
+            packed: sequences hold several samples.
+            flat: one row with boundaries.
+            fused_loss: add what :func:`finetune_trainer.fused_loss.fuse_loss` reads.
+            row_length: pad every row to this many tokens instead of to the longest, so that shapes stay the same.
+        """
+        self._pad, self._packed, self._flat, self._fused = pad_token_id, packed, flat, fused_loss
+        self._row_length = row_length
 
     def __call__(self, sequences: Several[Sequence]) -> dict[str, Any]:
-        """Tensors (batch, longest) of int64: input_ids, labels, and position_ids or attention_mask; ``tokens`` is a
-        scalar, the tokens that are no padding."""
-        longest = max(len(sequence.input_ids) for sequence in sequences)
-        shape = (len(sequences), longest)
+        """Tensors (batch, length) of int64: input_ids, labels, and position_ids or attention_mask; ``tokens`` is a
+        scalar, the tokens that are no padding. Flat: batch is 1, and ``cu_seq_lens_*`` and ``max_length_*`` are
+        flash-attn's. Fused loss: ``loss_positions`` and ``targets``."""
+        rows = [_joined(sequences)] if self._flat else list(sequences)
+        longest = max(len(row.input_ids) for row in rows)
+        length = max(longest, (self._row_length or 0) * (len(sequences) if self._flat else 1))
+        shape = (len(rows), length)
         ids = np.full(shape, self._pad, dtype=np.int64)
         labels = np.full(shape, IGNORED, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
         attended = np.zeros(shape, dtype=np.int64)
-        for row, sequence in enumerate(sequences):
-            length = len(sequence.input_ids)
-            ids[row, :length] = sequence.input_ids
-            labels[row, :length] = sequence.labels
-            attended[row, :length] = 1
-            positions[row, :length] = np.concatenate([np.arange(part) for part in sequence.lengths])
-            positions[row, length:] = np.arange(longest - length)
-        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
-        if self._packed:
+        for number, row in enumerate(rows):
+            size = len(row.input_ids)
+            ids[number, :size] = row.input_ids
+            labels[number, :size] = row.labels
+            attended[number, :size] = 1
+            positions[number, :size] = np.concatenate([np.arange(part) for part in row.lengths])
+            positions[number, size:] = np.arange(length - size)
+        batch: dict[str, Any] = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        if self._packed or self._flat:
             batch["position_ids"] = torch.from_numpy(positions)
         else:
             batch["attention_mask"] = torch.from_numpy(attended)
+        if self._flat:
+            batch |= _boundaries(rows[0], length, self._row_length)
+        if self._fused:
+            batch |= _supervised(labels)
         batch["tokens"] = torch.tensor(int(attended.sum()))
         return batch
+
+
+def _joined(sequences: Several[Sequence]) -> Sequence:
+    return Sequence(
+        *(np.concatenate([getattr(s, field) for s in sequences]) for field in ("input_ids", "labels", "lengths"))
+    )
+
+
+def _boundaries(row: Sequence, length: int, row_length: int | None) -> dict[str, Any]:
+    """Where each sample begins and, last, the row ends. The longest length is rounded up: compiled code is made anew
+    for each."""
+    parts = [*row.lengths.tolist()]
+    left = length - len(row.input_ids)
+    while left > 0:  # padding, in pieces no longer than samples are
+        parts.append(min(left, row_length or left))
+        left -= parts[-1]
+    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(parts)]).astype(np.int32))
+    longest = max(*parts, row_length or 0) if len(parts) > 1 else max(parts[0], row_length or 0)
+    return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
+
+
+def _supervised(labels: np.ndarray) -> dict[str, torch.Tensor]:
+    """The tokens that predict a supervised one, and which. The first label of a row predicts nothing."""
+    shifted = np.full_like(labels, IGNORED)
+    shifted[:, :-1] = labels[:, 1:]
+    positions = np.flatnonzero(shifted != IGNORED)
+    targets = shifted.reshape(-1)[positions]
+    return {"loss_positions": torch.from_numpy(positions), "targets": torch.from_numpy(targets)}

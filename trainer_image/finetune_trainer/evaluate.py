@@ -21,6 +21,8 @@ from finetune_trainer.prepared import IGNORED, Sequence, SequenceSet
 _PACKING_TOLERANCE = 0.05
 """Nats a token by which a sample's loss may differ packed and alone: rounding stays below, attention to a neighbour
 does not."""
+_FUSED_TOLERANCE = 0.01
+"""Relative difference of the fused loss that rounding explains."""
 
 
 @contextlib.contextmanager
@@ -58,13 +60,41 @@ def held_out_loss(
 
 
 def token_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """Loss of each supervised token (nats, fp32), in the batch's order."""
+    """Loss of each supervised token (nats, fp32), in the batch's order, by the model's own logits."""
     device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in batch.items() if name not in ("tokens", "labels")}
+    inputs = _inputs(batch, device, without=("tokens", "labels", "loss_positions", "targets"))
     targets = batch["labels"][:, 1:].to(device)
     logits = model(**inputs).logits[:, :-1]
     wanted = targets != IGNORED
     return functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+
+
+def _inputs(batch: dict[str, Any], device: torch.device, without: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+        if name not in without
+    }
+
+
+def check_fused_loss(model: Any, sequence: Sequence, collator: Collator, config: TrainerConfig) -> None:
+    """Hold the fused loss of one sequence against the loss by the model's own logits.
+
+    Raises:
+        TrainerError: ACCELERATION_UNAVAILABLE where they differ.
+    """
+    batch = collator([sequence])
+    if batch["targets"].numel() == 0:
+        return
+    with evaluating(model, config.precision):
+        own = float(token_losses(model, batch).double().mean())
+        fused = float(model(**_inputs(batch, next(model.parameters()).device, without=("tokens",))).loss)
+    if not abs(fused - own) <= _FUSED_TOLERANCE * max(own, 1.0):
+        raise TrainerError(
+            ExitCode.ACCELERATION_UNAVAILABLE,
+            f"acceleration.liger: the fused loss of {type(model).__name__} is {fused:.4f} where its own is {own:.4f} "
+            "(the model scales or caps its logits); set acceleration.liger to false",
+        )
 
 
 def check_packing(model: Any, sequences: SequenceSet, collator: Collator, config: TrainerConfig) -> None:

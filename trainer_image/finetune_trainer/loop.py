@@ -10,6 +10,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,12 +81,13 @@ class FineTuner(Trainer):
         progress: ProgressLog,
         interrupted: Interruption,
         held_out: Callable[[], float | None],
+        offloading: AbstractContextManager[Any],
         evaluate_every: int | None,
         lora_plus_ratio: float | None = None,
         **options: Any,
     ) -> None:
         self.meter, self.checkpoints, self.progress, self.interrupted = meter, checkpoints, progress, interrupted
-        self._held_out, self._evaluate_every = held_out, evaluate_every
+        self._held_out, self._evaluate_every, self._offloading = held_out, evaluate_every, offloading
         self._lora_plus_ratio = lora_plus_ratio
         self._run_dir: str | None = None
         self._loss: dict[str, float] = {}
@@ -114,7 +116,8 @@ class FineTuner(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> torch.Tensor:
         """One micro-batch; ``tokens`` in its inputs is for the meter."""
         self.meter.add(int(inputs.pop("tokens")))
-        return super().training_step(model, inputs, *arguments, **options)
+        with self._offloading:
+            return super().training_step(model, inputs, *arguments, **options)
 
     def restore(self, checkpoint: Path) -> None:
         """Take weights and state of a checkpoint of the last step. Trainer.train would do one step more where the

@@ -14,15 +14,15 @@ from finetune_api.training import MethodSpec
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from finetune_trainer.adapters import FROM_THE_WEIGHTS, Start, add_adapters, linear_names
+from finetune_trainer.attention import choose_attention
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.freezing import freeze
+from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers, names
 from finetune_trainer.log import log
 from finetune_trainer.quantization import compute_dtype, loading_options, quantize_by_hqq
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """torch's type by the API's name."""
-ATTENTION = {"auto": "sdpa", "sdpa": "sdpa", "disabled": "eager"}
-"""Attention implementation of transformers by what the spec asks for."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def load_model(config: TrainerConfig, directory: Path, device: torch.device) -> 
     by_hqq = wanted is not None and wanted.method == "hqq"
     model, attention = _load(config, directory, dtype, torch.device("cpu") if by_hqq else device)
     model.config.use_cache = False
+    kernels = [*apply_kernels(config, model, device), *names(config)]
     linear = linear_names(model)
     total = _whole_size(config, directory) if is_quantized(model) else _size(model)
     if wanted is not None and by_hqq:
@@ -84,7 +85,8 @@ def load_model(config: TrainerConfig, directory: Path, device: torch.device) -> 
     start = Start(model) if method.lora is not None and method.lora.init in FROM_THE_WEIGHTS else None
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    kernels = ["gradient-checkpointing"] if config.acceleration.gradient_checkpointing else []
+    if config.acceleration.compile:
+        compile_layers(model)
     log.info("%s on %s, attention %s: %s of %s parameters are trained (%.2f %%)", type(model).__name__, name,
              attention, f"{trainable:,}", f"{total:,}", 100 * trainable / total)  # fmt: skip
     return Loaded(
@@ -103,6 +105,7 @@ def count_parameters(config: TrainerConfig, directory: Path) -> tuple[int, int]:
         TrainerError: METHOD_INVALID, MODEL_INVALID.
     """
     model = _without_weights(config, directory)
+    check_kernels(config, model.config)
     total = _size(model)
     lora = config.method.lora
     if lora is not None and lora.init in FROM_THE_WEIGHTS:  # which are not there; the start changes no count
@@ -140,7 +143,8 @@ def _load(
     config: TrainerConfig, directory: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, str]:
     wanted = config.acceleration.flash_attention
-    attention = ATTENTION[wanted]
+    settings = AutoConfig.from_pretrained(directory, trust_remote_code=config.model.trust_remote_code)
+    attention = choose_attention(config, settings, device)
     options: dict[str, Any] = {
         "dtype": dtype,
         "device_map": {"": device},

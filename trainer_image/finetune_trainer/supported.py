@@ -3,6 +3,7 @@ never trained with a wish left out."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 from finetune_api.failures import ExitCode
@@ -19,7 +20,7 @@ def check_supported(config: TrainerConfig) -> None:
     """
     missing = list(_missing_accelerations(config))
     if missing:
-        raise TrainerError(ExitCode.ACCELERATION_UNAVAILABLE, "not in this trainer image: " + "; ".join(missing))
+        raise TrainerError(ExitCode.ACCELERATION_UNAVAILABLE, "not to be had here: " + "; ".join(missing))
     problems = list(_problems(config))
     if problems:
         raise TrainerError(ExitCode.CONFIG_INVALID, "; ".join(problems))
@@ -27,11 +28,18 @@ def check_supported(config: TrainerConfig) -> None:
 
 def _missing_accelerations(config: TrainerConfig) -> Iterator[str]:
     wishes = config.acceleration
-    if wishes.flash_attention not in ("auto", "sdpa", "disabled"):
-        yield f"spec.acceleration.flashAttention: {wishes.flash_attention}; use auto, sdpa or disabled"
-    for field in ("liger", "unsloth", "compile", "activation_offload"):
-        if getattr(wishes, field):
-            yield f"spec.acceleration.{'activationOffload' if field == 'activation_offload' else field}; leave it false"
+    if wishes.unsloth and importlib.util.find_spec("unsloth") is None:
+        yield "spec.acceleration.unsloth: it is not part of the default image for its licence; leave it false"
+    if config.distributed.gpus_per_node == 0:
+        wanted = {
+            "acceleration.liger": bool(wishes.liger),
+            "acceleration.activationOffload": wishes.activation_offload,
+            "acceleration.flashAttention": wishes.flash_attention in ("fa2", "fa3", "flex"),
+            "hyperparameters.optimizer": "8bit" in config.hyperparameters.optimizer,
+        }
+        for field, asked in wanted.items():
+            if asked:
+                yield f"spec.{field} needs a GPU"
 
 
 def _problems(config: TrainerConfig) -> Iterator[str]:
@@ -46,8 +54,6 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
         yield f"spec.precision: {config.precision} is not supported yet, use bf16, fp16 or fp32"
     if config.precision == "fp16" and spread.gpus_per_node == 0:
         yield "spec.precision: fp16 needs a GPU"
-    if numbers.optimizer != "adamw":
-        yield f"spec.hyperparameters.optimizer: {numbers.optimizer} is not supported yet, use adamw"
     micro = numbers.micro_batch_size
     if not isinstance(micro, int) or micro < 1:
         yield f"spec.hyperparameters.microBatchSize: must be a positive number, not {micro!r}"

@@ -34,6 +34,10 @@ def set_up(cache: Path) -> None:
             # a second reporter, that knows less and posts from within the training loop.
             "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            # What is compiled once serves the next attempt and the next job.
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "compiled" / "inductor"),
+            "TRITON_CACHE_DIR": str(cache / "compiled" / "triton"),
+            "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
             "MPLBACKEND": "agg",
             "MPLCONFIGDIR": f"{scratch}/matplotlib",
             "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),

@@ -18,13 +18,16 @@ from finetune_api.status import MemoryStatus, Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from finetune_trainer.attention import takes_boundaries
 from finetune_trainer.batches import Collator, Examples
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError, writing_to
-from finetune_trainer.evaluate import answers, check_packing, held_out_loss
+from finetune_trainer.evaluate import answers, check_fused_loss, check_packing, held_out_loss
 from finetune_trainer.export import Facts, export
 from finetune_trainer.files import read_json, write_json
+from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.interruption import Interruption
+from finetune_trainer.kernels import fuses_loss, offloading
 from finetune_trainer.log import log
 from finetune_trainer.loop import FineTuner, Meter
 from finetune_trainer.merging import merge
@@ -36,6 +39,13 @@ from finetune_trainer.tokenizer import load_tokenizer
 
 BASELINE = "baseline.json"
 """What was measured before the first step."""
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw8bit": "adamw_8bit",
+    "paged_adamw8bit": "paged_adamw_8bit",
+    "adafactor": "adafactor",
+}
+"""transformers' name by the API's."""
 RESULT = "result.json"
 """The report of an attempt that ended well."""
 
@@ -90,6 +100,20 @@ def _out_of_memory(config: TrainerConfig, known: dict[str, object], error: torch
     )
 
 
+def _collator(
+    config: TrainerConfig, tokenizer: PreTrainedTokenizerBase, loaded: Loaded, device: torch.device
+) -> Collator:
+    flat = config.packing and takes_boundaries(loaded.acceleration.attention or "")
+    return Collator(
+        int(tokenizer.pad_token_id or 0),  # type: ignore[arg-type]
+        packed=config.packing,
+        flat=flat,
+        fused_loss=fuses_loss(config, device),
+        # Compiled code wants the same shapes each time; packed rows are nearly full anyway.
+        row_length=config.max_length if config.packing and config.acceleration.compile else None,
+    )
+
+
 @dataclass
 class _Run:
     """One attempt."""
@@ -125,13 +149,15 @@ class _Run:
             prepared=prepared,
             tokenizer=tokenizer,
             loaded=loaded,
-            collator=Collator(int(tokenizer.pad_token_id or 0), packed=config.packing),  # type: ignore[arg-type]
+            collator=_collator(config, tokenizer, loaded, device),
             checkpoints=Checkpoints(output, config.checkpoint.keep),
             progress=progress,
             interrupted=interrupted,
         )
 
     def go(self) -> TerminationReport:
+        if FUSED_LOSS in self.loaded.acceleration.kernels:
+            check_fused_loss(self.loaded.model, self.prepared.train[0], self.collator, self.config)
         if self.config.packing:
             check_packing(self.loaded.model, self.prepared.train, self.collator, self.config)
         baseline = self.baseline()
@@ -217,6 +243,7 @@ class _Run:
             progress=self.progress,
             interrupted=self.interrupted,
             held_out=self.held_out,
+            offloading=offloading(self.config, self.loaded.model),
             evaluate_every=self.config.evaluation.every_steps,
             lora_plus_ratio=self.config.method.lora.lora_plus_ratio if self.config.method.lora else None,
         )
@@ -236,7 +263,7 @@ class _Run:
             weight_decay=numbers.weight_decay,
             max_grad_norm=numbers.max_grad_norm,
             neftune_noise_alpha=numbers.neftune_alpha or None,
-            optim="adamw_torch" if on_cpu else "adamw_torch_fused",
+            optim="adamw_torch" if on_cpu and numbers.optimizer == "adamw" else OPTIMIZERS[numbers.optimizer],
             seed=numbers.seed,
             data_seed=numbers.seed,
             bf16=config.precision == "bf16",

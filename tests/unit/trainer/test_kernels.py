@@ -1,0 +1,171 @@
+"""Fused loss, boundaries for attention, compiled layers: the same numbers as without them. Their speed and the GPU's
+kernels are tried in tests/gpu."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finetune_api.failures import ExitCode
+from finetune_trainer import fused_loss
+from finetune_trainer.attention import choose_attention, fits_varlen, takes_boundaries
+from finetune_trainer.batches import Collator
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluate import check_fused_loss, evaluating
+from finetune_trainer.kernels import check_kernels, compile_layers
+from finetune_trainer.model import load_model
+from finetune_trainer.prepare import prepare
+from finetune_trainer.prepared import IGNORED, Sequence, load_prepared
+from torch.nn import functional
+from trainings import configure, run
+from transformers import AutoConfig, Gemma2Config, LlamaConfig, MistralConfig, Qwen3Config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def torch_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Liger's kernel is Triton's; what surrounds it is tried with torch's own."""
+
+    def plain(hidden: Any, weight: Any, targets: Any, bias: Any) -> torch.Tensor:
+        return functional.cross_entropy(functional.linear(hidden, weight, bias).float(), targets, reduction="sum")
+
+    monkeypatch.setattr(fused_loss, "linear_cross_entropy", plain)
+
+
+def sequence(*lengths: int, start: int = 0) -> Sequence:
+    total = sum(lengths)
+    ids = np.arange(start, start + total, dtype=np.int64) % 300
+    labels = np.where(np.arange(total) % 3 == 0, IGNORED, ids)
+    labels[np.cumsum([0, *lengths[:-1]])] = IGNORED
+    return Sequence(ids, labels, np.asarray(lengths, dtype=np.int64))
+
+
+class TestCollator:
+    def test_flat_rows_lie_behind_one_another_with_their_boundaries(self) -> None:
+        batch = Collator(0, packed=True, flat=True)([sequence(3, 4), sequence(5)])
+        assert batch["input_ids"].shape == (1, 12)
+        assert batch["cu_seq_lens_q"].tolist() == [0, 3, 7, 12]
+        assert batch["cu_seq_lens_q"].dtype is torch.int32
+        assert batch["max_length_q"] == 5
+        assert batch["position_ids"][0].tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4]
+        assert "attention_mask" not in batch
+        assert int(batch["tokens"]) == 12
+
+    def test_rows_of_one_length_keep_padding_apart(self) -> None:
+        batch = Collator(7, packed=True, flat=True, row_length=8)([sequence(3, 2), sequence(4)])
+        assert batch["input_ids"].shape == (1, 16)
+        assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 9, 16]
+        assert batch["max_length_q"] == 8
+        assert batch["input_ids"][0, 9:].tolist() == [7] * 7
+        assert batch["labels"][0, 9:].tolist() == [IGNORED] * 7
+        assert int(batch["tokens"]) == 9
+
+    def test_predicting_tokens_are_those_before_a_supervised_one(self) -> None:
+        batch = Collator(0, packed=False, fused_loss=True)([sequence(5), sequence(3, start=50)])
+        labels = batch["labels"]
+        expected = [(row, at - 1) for row in range(2) for at in range(1, 5) if labels[row, at] != IGNORED]
+        assert [(int(p) // 5, int(p) % 5) for p in batch["loss_positions"]] == expected
+        assert batch["targets"].tolist() == [int(labels[row, at + 1]) for row, at in expected]
+
+
+@pytest.mark.usefixtures("torch_loss")
+@pytest.mark.parametrize("packing", [False, True], ids=["plain", "packed"])
+def test_the_fused_loss_and_its_gradients_are_the_models_own(tmp_path: Path, tiny: Path, packing: bool) -> None:
+    config = configure(tmp_path, tiny, packing=packing)
+    prepare(config)
+    data = load_prepared(config).train
+    model = load_model(config, tiny, CPU).model
+    batch = Collator(0, packed=packing, fused_loss=True)([data[i] for i in range(min(3, len(data)))])
+    batch.pop("tokens")
+    gradients = []
+    for fused in (False, True):
+        if fused:
+            fused_loss.fuse_loss(model.get_base_model())
+        inputs = {k: v for k, v in batch.items() if fused or k not in ("loss_positions", "targets")}
+        loss = model(**inputs, num_items_in_batch=torch.tensor(100)).loss
+        model.zero_grad()
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for plain, fused_one in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused_one, plain, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.usefixtures("torch_loss")
+def test_a_model_that_scales_its_logits_is_found_before_the_first_step(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny)
+    prepare(config)
+    data, collator = load_prepared(config).train, Collator(0, packed=False, fused_loss=True)
+    model = load_model(config, tiny, CPU).model
+    base = model.get_base_model()
+    fused_loss.fuse_loss(base)
+    check_fused_loss(model, data[0], collator, config)
+    base.lm_head.register_forward_hook(lambda _module, _inputs, logits: 30 * logits)
+    with pytest.raises(TrainerError, match=r"set acceleration\.liger to false") as raised:
+        check_fused_loss(model, data[0], collator, config)
+    assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
+
+
+def test_compiled_layers_say_the_same_and_keep_their_names(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny)
+    model = load_model(config, tiny, CPU).model
+    ids = torch.arange(20)[None]
+    with evaluating(model, "fp32"):
+        expected, names = model(input_ids=ids).logits, set(model.state_dict())
+        compile_layers(model, backend="aot_eager")
+        torch.testing.assert_close(model(input_ids=ids).logits, expected)
+    assert set(model.state_dict()) == names
+
+
+def test_adafactor_learns(tmp_path: Path, tiny: Path) -> None:
+    report = run(configure(tmp_path, tiny, hyperparameters={"optimizer": "adafactor", "maxSteps": 12}))
+    assert report.progress is not None
+    assert (report.progress.eval_loss or 9) < (report.progress.initial_eval_loss or 0) - 0.02
+
+
+@pytest.mark.parametrize(
+    ("edits", "field"),
+    [
+        ({"acceleration": {"flashAttention": "fa2"}}, "flashAttention"),
+        ({"acceleration": {"liger": True}}, "liger"),
+        ({"acceleration": {"activationOffload": True}}, "activationOffload"),
+        ({"acceleration": {"unsloth": True}}, "unsloth"),
+        ({"hyperparameters": {"optimizer": "adamw8bit"}}, "optimizer"),
+    ],
+)
+def test_a_wish_that_the_cpu_cannot_meet_is_refused(
+    tmp_path: Path, tiny: Path, edits: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(TrainerError, match=field) as raised:
+        prepare(configure(tmp_path, tiny, **edits))
+    assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
+
+
+def test_flash_attention_that_is_not_installed_is_refused(tmp_path: Path, tiny: Path) -> None:
+    settings = AutoConfig.from_pretrained(tiny)
+    for name in ("fa2", "fa3"):
+        config = configure(tmp_path, tiny, acceleration={"flashAttention": name}, distributed={"gpusPerNode": 1})
+        with pytest.raises(TrainerError, match=f"{name} needs a GPU and the package"):
+            choose_attention(config, settings, torch.device("cuda"))
+
+
+def test_liger_without_kernels_for_a_model_is_refused(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, acceleration={"liger": True}, distributed={"gpusPerNode": 1})
+    check_kernels(config, LlamaConfig())
+    with pytest.raises(TrainerError, match="'gptj'"):
+        check_kernels(config, AutoConfig.for_model("gptj"))
+
+
+def test_auto_takes_the_varlen_kernel_only_where_it_is_the_models_attention(tmp_path: Path, tiny: Path) -> None:
+    assert fits_varlen(LlamaConfig())
+    assert fits_varlen(Qwen3Config())
+    assert not fits_varlen(MistralConfig(sliding_window=4096))
+    assert not fits_varlen(Gemma2Config())
+    assert not fits_varlen(LlamaConfig(head_dim=512))
+    settings = AutoConfig.from_pretrained(tiny)
+    packed = configure(tmp_path, tiny, packing=True, precision="bf16")
+    assert choose_attention(packed, settings, CPU) == "sdpa"
+    assert not takes_boundaries("sdpa")

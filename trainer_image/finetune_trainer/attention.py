@@ -1,0 +1,140 @@
+"""Which attention runs: a library's by name where it is asked for, else the best there is for the job.
+
+``varlen`` is torch's own attention over sequences of different lengths in one row (FlashAttention-2, Dao, arXiv
+2307.08691), registered here with transformers: packed samples need neither a mask of n x n nor a wheel that has to be
+compiled.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from finetune_api.failures import ExitCode
+from finetune_api.trainer_config import TrainerConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import flash_attention_mask
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from finetune_trainer.errors import TrainerError
+
+VARLEN = "varlen"
+FLASH = {"fa2": "flash_attention_2", "fa3": "flash_attention_3"}
+PLAIN = {"sdpa": "sdpa", "flex": "flex_attention", "disabled": "eager"}
+_LONGEST_HEAD = 256
+"""Values a head that the varlen kernel takes."""
+
+
+def choose_attention(config: TrainerConfig, settings: PretrainedConfig, device: torch.device) -> str:
+    """transformers' name of the attention to load the model with.
+
+    ``auto`` takes flash-attn 3 or 2 where they are installed; else, for packed data on a GPU, torch's varlen kernel;
+    else sdpa.
+
+    Raises:
+        TrainerError: ACCELERATION_UNAVAILABLE where what is named is not there.
+    """
+    wanted = config.acceleration.flash_attention
+    if wanted in FLASH:
+        _demand_flash(wanted, device)
+        return FLASH[wanted]
+    if wanted in PLAIN:
+        return PLAIN[wanted]
+    if device.type == "cuda":
+        if is_flash_attn_3_available() and torch.cuda.get_device_capability(device) == (9, 0):
+            return FLASH["fa3"]
+        if is_flash_attn_2_available():
+            return FLASH["fa2"]
+        if config.packing and config.precision != "fp32" and fits_varlen(settings):
+            register_varlen()
+            return VARLEN
+    return "sdpa"
+
+
+def takes_boundaries(attention: str) -> bool:
+    """Whether ``attention`` is told where samples begin, instead of by a mask."""
+    return attention == VARLEN or attention in FLASH.values()
+
+
+def fits_varlen(settings: PretrainedConfig) -> bool:
+    """Whether a model's attention is plain and causal: no sliding window, no soft cap, no sinks, heads not too wide."""
+    text = settings.get_text_config()
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    return (
+        window is None
+        and kinds == {"full_attention"}
+        and getattr(text, "attn_logit_softcapping", None) is None
+        and width <= _LONGEST_HEAD
+        and text.model_type != "gpt_oss"
+    )
+
+
+def register_varlen() -> None:
+    """Make ``attn_implementation="varlen"`` known to transformers."""
+    AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionMaskInterface.register(VARLEN, flash_attention_mask)
+
+
+def varlen_attention(  # noqa: PLR0917 - transformers' signature
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each sample of a packed row.
+
+    Args:
+        module: the layer.
+        query: (1, heads, tokens, width); key and value may have fewer heads.
+        key: likewise.
+        value: likewise.
+        attention_mask: none; where boundaries are not given, as in generation, sdpa's.
+        dropout: none is supported.
+        scaling: of the scores.
+        options: ``cu_seq_lens_q``, int32 (samples + 1), where each begins, and ``max_length_q``.
+
+    Returns:
+        (1, tokens, heads, width), and no weights.
+    """
+    starts, longest = options.get("cu_seq_lens_q"), options.get("max_length_q")
+    if starts is None or longest is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    groups = query.shape[1] // key.shape[1]
+    rows = [part[0].transpose(0, 1).contiguous() for part in (query, key, value)]
+    width = {"enable_gqa": True} if groups > 1 and _takes("enable_gqa") else {}
+    if groups > 1 and not width:
+        rows[1:] = [part.repeat_interleave(groups, dim=1) for part in rows[1:]]
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if _takes("window_size") else {"is_causal": True}
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - for GPUs alone
+
+    output = varlen_attn(*rows, starts, starts, longest, longest, scale=scaling, **causal, **width)
+    return output[None], None
+
+
+def _takes(option: str) -> bool:
+    """Whether this torch's varlen_attn has ``option``: it came with 2.10 and has grown since."""
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
+
+    return option in inspect.signature(varlen_attn).parameters
+
+
+def _demand_flash(wanted: str, device: torch.device) -> None:
+    there = {"fa2": is_flash_attn_2_available, "fa3": is_flash_attn_3_available}[wanted]()
+    if there and device.type == "cuda":
+        return
+    package = {"fa2": "flash-attn", "fa3": "flash-attn-3"}[wanted]
+    raise TrainerError(
+        ExitCode.ACCELERATION_UNAVAILABLE,
+        f"acceleration.flashAttention: {wanted} needs a GPU and the package {package}, which this trainer image does "
+        "not have; use auto, which takes torch's own kernels, or an image with it (spec of the TrainingProfile)",
+    )

@@ -1,0 +1,91 @@
+"""Fused and compiled kernels: what was asked for, what is taken by itself, and the words for status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from finetune_api.failures import ExitCode
+from finetune_api.trainer_config import TrainerConfig
+from transformers import PretrainedConfig, PreTrainedModel
+
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.freezing import find_layers
+from finetune_trainer.fused_loss import NAME as FUSED_LOSS
+from finetune_trainer.fused_loss import fuse_loss
+
+
+def check_kernels(config: TrainerConfig, settings: PretrainedConfig) -> None:
+    """Refuse, before a GPU is held, kernels that the model cannot have.
+
+    Raises:
+        TrainerError: ACCELERATION_UNAVAILABLE.
+    """
+    if not config.acceleration.liger:
+        return
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN  # noqa: PLC0415
+
+    kind = settings.get_text_config().model_type
+    if kind not in KNOWN:
+        raise TrainerError(
+            ExitCode.ACCELERATION_UNAVAILABLE,
+            f"acceleration.liger: Liger has no kernels for models of type {kind!r}; leave it unset. It has them for: "
+            f"{', '.join(sorted(KNOWN))}",
+        )
+
+
+def apply_kernels(config: TrainerConfig, model: PreTrainedModel, device: torch.device) -> list[str]:
+    """Give ``model``, which has no adapters yet, its kernels; their names.
+
+    Liger's norm, SwiGLU and rotary kernels stand in for the model's own where they are asked for; under compile, which
+    fuses these itself, they are left out. The fused loss is taken on every GPU unless `liger` is false.
+    """
+    found = []
+    wishes = config.acceleration
+    if wishes.liger and not wishes.compile:
+        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance  # noqa: PLC0415
+
+        _apply_liger_kernel_to_instance(
+            model=model, rope=True, rms_norm=True, swiglu=True, geglu=True, cross_entropy=False,
+            fused_linear_cross_entropy=False,
+        )  # fmt: skip
+        found.append("liger")
+    if fuses_loss(config, device):
+        fuse_loss(model)
+        found.append(FUSED_LOSS)
+    return found
+
+
+def fuses_loss(config: TrainerConfig, device: torch.device) -> bool:
+    """Whether the loss is computed without holding the logits."""
+    return device.type == "cuda" and config.stage in ("sft", "pt") and config.acceleration.liger is not False
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Compile each decoder layer in place: one graph serves them all, and names of weights stay as they are."""
+    _, layers = find_layers(model)
+    for layer in layers:
+        layer.compile(backend=backend)
+
+
+def offloading(config: TrainerConfig, model: Any) -> AbstractContextManager[Any]:
+    """Where forward and backward run: with activations held in host memory, or as usual."""
+    if not config.acceleration.activation_offload:
+        return nullcontext()
+    from trl.models.activation_offloading import get_act_offloading_ctx_manager  # noqa: PLC0415 - for this wish alone
+
+    context: AbstractContextManager[Any] = get_act_offloading_ctx_manager(model, warn_if_no_head=False)
+    return context
+
+
+def names(config: TrainerConfig) -> Iterator[str]:
+    """Words for the savers that are on by the manifest alone."""
+    wishes = config.acceleration
+    if wishes.gradient_checkpointing:
+        yield "gradient-checkpointing"
+    if wishes.activation_offload:
+        yield "activation-offload"
+    if wishes.compile:
+        yield "compile"
