@@ -194,6 +194,21 @@ CONFLICTS: tuple[Rule, ...] = (
         "HQQ's layers cannot be compiled with adapters on them; leave it false, or use bitsandbytes",
     ),
     Rule(
+        "precision",
+        both(OneOf("precision", ("fp8",)), either(_ON_CPU, _FREEZE)),
+        "fp8 needs a GPU (Ada, Hopper or later) and method full or lora; use bf16",
+    ),
+    Rule(
+        "precision",
+        both(OneOf("precision", ("fp8",)), OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))),
+        "fp8 is for one GPU, or several by ddp; use bf16 to share weights out",
+    ),
+    Rule(
+        "method.lora.dora",
+        both(OneOf("precision", ("fp8",)), OneOf("method.lora.dora", (True,))),
+        "DoRA needs the norms of weights, which an fp8 base does not give; use bf16",
+    ),
+    Rule(
         "quantization",
         both(OneOf("precision", ("fp8",)), _QUANTIZED),
         "fp8 needs a base that is not quantized",
@@ -281,7 +296,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
     ),
     _later("format", OneOf("format", ("text", "preference", "kto")), "use alpaca, sharegpt or openai", SOURCES),
     _later("weight", Not(OneOf("weight", (1.0,))), "leave weight at 1", SOURCES),
-    _later("precision", OneOf("precision", ("fp8",)), "use bf16, fp16 or fp32"),
     _later("template.ref", Present("template.ref"), "use a built-in template's name"),
     _later("template.thinking", Not(OneOf("template.thinking", ("auto",))), "leave it auto"),
     _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),

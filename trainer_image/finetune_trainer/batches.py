@@ -58,9 +58,9 @@ class Collator:
         self._row_length = row_length
 
     def __call__(self, sequences: Several[Sequence]) -> dict[str, Any]:
-        """Tensors (batch, length) of int64: input_ids, labels, and position_ids or attention_mask; ``tokens`` is a
-        scalar, the tokens that are no padding. Flat: batch is 1, and ``cu_seq_lens_*`` and ``max_length_*`` are
-        flash-attn's. Fused loss: ``loss_positions`` and ``targets``."""
+        """Tensors (batch, length) of int64: input_ids, labels, and position_ids or, where there is padding,
+        attention_mask; ``tokens`` is a scalar, the tokens that are no padding. Flat: batch is 1, and ``cu_seq_lens_*``
+        and ``max_length_*`` are flash-attn's. Fused loss: ``loss_positions`` and ``targets``."""
         rows = [_joined(sequences)] if self._flat else list(sequences)
         longest = max(len(row.input_ids) for row in rows)
         length = max(longest, (self._row_length or 0) * (len(sequences) if self._flat else 1))
@@ -79,7 +79,7 @@ class Collator:
         batch: dict[str, Any] = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
         if self._packed or self._flat:
             batch["position_ids"] = torch.from_numpy(positions)
-        else:
+        elif not attended.all():  # without a mask, attention runs by its fastest kernels
             batch["attention_mask"] = torch.from_numpy(attended)
         if self._flat:
             batch |= _boundaries(rows[0], length, self._row_length)

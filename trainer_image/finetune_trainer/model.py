@@ -16,13 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from finetune_trainer.adapters import FROM_THE_WEIGHTS, Start, add_adapters, linear_names
 from finetune_trainer.attention import choose_attention
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.fp8 import check_fp8, freeze_in_fp8, train_in_fp8
 from finetune_trainer.freezing import freeze
 from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers, names
 from finetune_trainer.log import log
 from finetune_trainer.quantization import compute_dtype, loading_options, quantize_by_hqq
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-"""torch's type by the API's name."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}
+"""torch's type by the API's name; what is not multiplied in fp8 is in bf16."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def choose_device(config: TrainerConfig) -> torch.device:
         TrainerError: ACCELERATION_UNAVAILABLE.
     """
     if config.distributed.gpus_per_node == 0:
+        if config.precision == "fp8":
+            check_fp8(torch.device("cpu"))
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise TrainerError(
@@ -55,6 +58,8 @@ def choose_device(config: TrainerConfig) -> torch.device:
             ExitCode.ACCELERATION_UNAVAILABLE,
             f"precision bf16: the {torch.cuda.get_device_name()} does not have it; use precision: fp32",
         )
+    if config.precision == "fp8":
+        check_fp8(torch.device("cuda"))
     return torch.device("cuda")
 
 
@@ -85,6 +90,8 @@ def load_model(config: TrainerConfig, directory: Path, device: torch.device) -> 
     start = Start(model) if method.lora is not None and method.lora.init in FROM_THE_WEIGHTS else None
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if config.precision == "fp8":
+        kernels.append(_in_fp8(config, model))
     if config.acceleration.compile:
         compile_layers(model)
     log.info("%s on %s, attention %s: %s of %s parameters are trained (%.2f %%)", type(model).__name__, name,
@@ -114,6 +121,14 @@ def count_parameters(config: TrainerConfig, directory: Path) -> tuple[int, int]:
         method = config.method
     model = _with_method(model, method, linear_names(model))
     return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _in_fp8(config: TrainerConfig, model: Any) -> str:
+    if config.method.lora is None:
+        train_in_fp8(model)
+        return "fp8"
+    log.info("%d frozen layers are held in fp8", freeze_in_fp8(model))
+    return "fp8-base"
 
 
 def _without_weights(config: TrainerConfig, directory: Path) -> PreTrainedModel:

@@ -14,6 +14,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from finetune_trainer.fp8 import Fp8Linear
+
 HQQ_GROUP = 64
 """Weights that share a scale and a zero point."""
 
@@ -67,13 +69,18 @@ def quantize_by_hqq(model: PreTrainedModel, wanted: QuantizationSpec, dtype: tor
 
 def is_packed(layer: nn.Module) -> bool:
     """Whether ``layer`` holds its weight in fewer bits."""
-    return hasattr(layer, "W_q") or type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+    return (
+        isinstance(layer, Fp8Linear)
+        or hasattr(layer, "W_q")
+        or type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+    )
 
 
 def whole_layer(layer: nn.Module | Any) -> nn.Linear:
     """A plain linear layer, in fp32, with the weight that the packed ``layer`` computes with."""
     with torch.no_grad():
-        weight = dequantize_module_weight(layer).detach().to(torch.float32)
+        packed = layer.dequantize() if isinstance(layer, Fp8Linear) else dequantize_module_weight(layer)
+        weight = packed.detach().to(torch.float32)
     out_features, in_features = weight.shape
     with torch.device("meta"):
         plain = nn.Linear(in_features, out_features, bias=layer.bias is not None)

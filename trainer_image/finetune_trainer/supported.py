@@ -33,6 +33,7 @@ def _missing_accelerations(config: TrainerConfig) -> Iterator[str]:
     if config.distributed.gpus_per_node == 0:
         wanted = {
             "acceleration.liger": bool(wishes.liger),
+            "precision": config.precision == "fp8",
             "acceleration.activationOffload": wishes.activation_offload,
             "acceleration.flashAttention": wishes.flash_attention in ("fa2", "fa3", "flex"),
             "hyperparameters.optimizer": "8bit" in config.hyperparameters.optimizer,
@@ -50,8 +51,8 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
         yield "spec.method: exactly one of full, freeze and lora"
     if config.quantization is not None and method.lora is None:
         yield "spec.quantization: only lora can be trained on quantized weights"
-    if config.precision not in ("bf16", "fp16", "fp32"):
-        yield f"spec.precision: {config.precision} is not supported yet, use bf16, fp16 or fp32"
+    if config.precision == "fp8" and (config.quantization is not None or method.freeze is not None):
+        yield "spec.precision: fp8 is for full, and for lora on a base that is not quantized"
     if config.precision == "fp16" and spread.gpus_per_node == 0:
         yield "spec.precision: fp16 needs a GPU"
     micro = numbers.micro_batch_size

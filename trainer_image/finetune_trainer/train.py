@@ -266,7 +266,7 @@ class _Run:
             optim="adamw_torch" if on_cpu and numbers.optimizer == "adamw" else OPTIMIZERS[numbers.optimizer],
             seed=numbers.seed,
             data_seed=numbers.seed,
-            bf16=config.precision == "bf16",
+            bf16=config.precision in ("bf16", "fp8"),
             fp16=config.precision == "fp16",  # with loss scaling
             use_cpu=on_cpu,
             activation_checkpointing=config.acceleration.gradient_checkpointing,

@@ -1,0 +1,399 @@
+"""Tokens a second and peak memory of the trainer, and of peers, on one GPU.
+
+    python bench/trainer/speed.py --out DIR [--cases lora,qlora,...] [--steps 14] [--shape qwen3-8b]
+
+Weights are random in the real shape, made once and kept in --work (memory disk). Each case is a process of its own:
+ours goes the way of `finetune-train train` from data that is prepared already; TRL's is its SFTTrainer with Liger, PEFT and
+bf16. A case that runs out of memory says so. The first steps, which compile, are left out; figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-8b": {
+        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False,
+    },
+    "qwen3-0.6b": {
+        "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True,
+    },
+    "tiny": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 1024, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+LORA = {"lora": {"rank": 16}}
+FULL = {"full": {"masterWeights": "none"}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a row of the table runs."""
+
+    method: dict[str, Any]
+    batch: int
+    acceleration: dict[str, Any] = field(default_factory=dict)
+    precision: str = "bf16"
+    bits: int | None = None
+    trainer: str = "ours"
+    data: str = "rows"
+    optimizer: str = "adamw"
+
+
+COMPILED = {"compile": True}
+RECOMPUTED = {"compile": True, "gradientCheckpointing": True}
+CASES: dict[str, Case] = {
+    "lora": Case(LORA, 2, COMPILED),
+    "lora-plain": Case(LORA, 2, {"liger": False}),
+    "lora-fused-loss": Case(LORA, 2),
+    "lora-liger": Case(LORA, 2, {"liger": True}),
+    "lora-packed": Case(LORA, 2, COMPILED, data="packed"),
+    "lora-recompute": Case(LORA, 4, RECOMPUTED),
+    "lora-fp8": Case(LORA, 2, COMPILED, precision="fp8"),
+    "qlora": Case(LORA, 2, COMPILED, bits=4),
+    "qlora-recompute": Case(LORA, 4, RECOMPUTED, bits=4),
+    "full": Case(FULL, 2, COMPILED),
+    "full-fp8": Case(FULL, 2, COMPILED, precision="fp8"),
+    "full-recompute": Case(FULL, 4, RECOMPUTED),
+    "full-recompute-eager": Case(FULL, 4, {"gradientCheckpointing": True, "liger": True}),
+    "trl-lora": Case(LORA, 2, trainer="trl"),
+    "trl-lora-recompute": Case(LORA, 4, {"gradientCheckpointing": True}, trainer="trl"),
+    "trl-qlora": Case(LORA, 2, bits=4, trainer="trl"),
+    "trl-qlora-recompute": Case(LORA, 4, {"gradientCheckpointing": True}, bits=4, trainer="trl"),
+    "trl-full": Case(FULL, 2, trainer="trl"),
+    "trl-full-recompute": Case(FULL, 4, {"gradientCheckpointing": True}, trainer="trl"),
+}
+
+
+class Enough(Exception):  # noqa: N818 - the wanted end, not an error
+    """All steps that are measured are done."""
+
+
+@dataclass
+class Steps:
+    """Durations and tokens of the steps of one case."""
+
+    wanted: int
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    begun: float = 0.0
+
+    def begin(self) -> None:
+        self.begun = time.perf_counter()
+
+    def end(self, tokens: int) -> None:
+        import torch  # noqa: PLC0415
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.begun)
+        self.tokens.append(tokens)
+        if len(self.seconds) >= self.wanted:
+            raise Enough
+
+
+# -- what a case starts from -----------------------------------------------------------------------------------------
+
+
+def make_model(directory: Path, shape: str) -> None:
+    """Random weights in bf16 with a tokenizer of a few words, as a model on a claim would lie."""
+    import torch  # noqa: PLC0415
+    from tokenizers import Tokenizer, models  # noqa: PLC0415
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM  # noqa: PLC0415
+
+    if (directory / "config.json").exists():
+        return
+    torch.manual_seed(0)
+    settings = Qwen3Config(**SHAPES[shape], max_position_embeddings=40960, dtype="bfloat16")
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = Qwen3ForCausalLM(settings)
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(directory)
+    words = Tokenizer(models.WordLevel({"<end>": 0, "a": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>").save_pretrained(directory)
+
+
+def make_data(config: Any, model: Path, kind: str, length: int, vocabulary: int) -> None:
+    """Prepared data: `rows` of ``length`` supervised tokens, or instructions of the usual spread, packed, of which the
+    answers are supervised."""
+    import numpy as np  # noqa: PLC0415
+    from finetune_api.status import DatasetStatus, ModelStatus  # noqa: PLC0415
+    from finetune_trainer.packing import one_each, pack  # noqa: PLC0415
+    from finetune_trainer.prepared import new_store, prepared_directory, write_handover  # noqa: PLC0415
+
+    random = np.random.default_rng(0)
+    directory = prepared_directory(config, f"bench-{kind}-{length}")
+    with new_store(directory) as writer:
+        if kind == "rows":
+            lengths, shares = np.full(96, length), np.zeros(96)
+        else:
+            lengths = np.clip(random.lognormal(5.6, 0.8, 3000), 24, length).astype(int)
+            shares = random.uniform(0.2, 0.7, 3000)
+        for size, share in zip(lengths.tolist(), shares.tolist(), strict=True):
+            writer.add(random.integers(2, vocabulary, size), np.arange(size) >= max(1, int(share * size)))
+        every = np.arange(len(lengths))
+        train = one_each(every) if kind == "rows" else pack(every, writer.lengths, length, seed=0)
+        status = DatasetStatus(samples=len(lengths), sequences=len(train))
+        writer.finish(train, [], {"dataset": status.to_dict(), "highestToken": vocabulary - 1, "longest": length})
+    handover = {
+        "digest": directory.name,
+        "dataset": status.to_dict(),
+        "model": ModelStatus(digest="0").to_dict(),
+        "chatTemplate": "",
+        "stopTokenIds": [0],
+        "replaceEos": False,
+        "eosToken": "<end>",
+    }
+    Path(config.paths.output).mkdir(parents=True, exist_ok=True)
+    write_handover(config, handover, model)
+
+
+# -- trainers --------------------------------------------------------------------------------------------------------
+
+
+def run_ours(case: Case, model: Path, work: Path, length: int, steps: Steps) -> dict[str, Any]:
+    """The trainer's own way from prepared data; what it says was in use."""
+    from finetune_api.trainer_config import TrainerConfig  # noqa: PLC0415
+    from finetune_trainer import surroundings  # noqa: PLC0415
+
+    settings = json.loads((model / "config.json").read_text())
+    body = {
+        "job": {"name": "bench"},
+        "model": {"uri": "file:///bench", "path": str(model)},
+        "sources": [{"uri": "file:///bench.jsonl", "path": "/nowhere"}],
+        "maxLength": length,
+        "packing": case.data == "packed",
+        "method": case.method,
+        "quantization": {"bits": case.bits} if case.bits else None,
+        "precision": case.precision,
+        "acceleration": case.acceleration,
+        "hyperparameters": {
+            "maxSteps": 10_000, "globalBatchSize": case.batch, "microBatchSize": case.batch, "learningRate": 1e-5,
+            "optimizer": case.optimizer,
+        },
+        "checkpoint": {"everySteps": 10_000},
+        "distributed": {"gpusPerNode": int(_cuda())},
+        "paths": {"cache": str(work / "cache"), "output": str(work / f"output-{os.getpid()}")},
+    }  # fmt: skip
+    config = TrainerConfig.model_validate(body)
+    surroundings.set_up(Path(config.paths.cache))
+    make_data(config, model, case.data, length, settings["vocab_size"])
+
+    from finetune_trainer import loop, train  # noqa: PLC0415
+    from finetune_trainer.interruption import Interruption  # noqa: PLC0415
+
+    class Metered(loop.Meter):
+        def begin(self) -> None:
+            super().begin()
+            steps.begin()
+
+        def end(self) -> None:
+            tokens = self._step_tokens
+            super().end()
+            steps.end(tokens)
+
+    train.Meter = Metered  # type: ignore[misc,attr-defined]
+    loaded: dict[str, Any] = {}
+    load = train.load_model
+
+    def remembered(*arguments: Any) -> Any:
+        loaded["model"] = load(*arguments)
+        return loaded["model"]
+
+    train.load_model = remembered  # type: ignore[attr-defined]
+    with contextlib.suppress(Enough):
+        train.train(config, attempt=1, interrupted=Interruption(), known={})
+    return dict(loaded["model"].acceleration.to_dict())
+
+
+def run_trl(case: Case, model: Path, work: Path, length: int, steps: Steps) -> dict[str, Any]:
+    """TRL's SFTTrainer by its documentation: bf16, Liger, PEFT, packed rows already of one length."""
+    import numpy as np  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    from datasets import Dataset  # noqa: PLC0415
+    from peft import LoraConfig  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback  # noqa: PLC0415
+    from trl import SFTConfig, SFTTrainer  # noqa: PLC0415
+
+    random = np.random.default_rng(0)
+    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
+    rows = Dataset.from_dict({"input_ids": random.integers(2, vocabulary, (96, length)).tolist()})
+    quantization = {}
+    if case.bits:
+        quantization["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )  # fmt: skip
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map={"": 0}, **quantization)
+
+    class Follower(TrainerCallback):
+        def on_step_begin(self, *_events: Any, **_options: Any) -> None:
+            steps.begin()
+
+        def on_step_end(self, *_events: Any, **_options: Any) -> None:
+            steps.end(case.batch * length)
+
+    recompute = bool(case.acceleration.get("gradientCheckpointing"))
+    trainer = SFTTrainer(
+        model=loaded,
+        args=SFTConfig(
+            output_dir=str(work / "trl"), per_device_train_batch_size=case.batch, max_steps=10_000, bf16=True,
+            max_length=length, use_liger_kernel=True, gradient_checkpointing=recompute, learning_rate=1e-5,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if recompute else None, report_to="none",
+            save_strategy="no", logging_steps=1, optim="adamw_torch_fused", disable_tqdm=True,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        if "lora" in case.method
+        else None,
+        callbacks=[Follower()],
+    )  # fmt: skip
+    with contextlib.suppress(Enough):
+        trainer.train()
+    return {"kernels": ["liger"]}
+
+
+TRAINERS = {"ours": run_ours, "trl": run_trl}
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def flops_per_token(shape: dict[str, Any], case: Case, length: int) -> float:
+    """Floating-point operations of the model for one token, without what is recomputed: 2 a weight forward, 2 for the
+    gradient of its input, 2 for its own where it is trained (Kaplan et al., arXiv 2001.08361); attention over half of
+    ``length``, twice that backward."""
+    h, kv, q = shape["hidden_size"], shape["num_key_value_heads"] * shape["head_dim"], None
+    q = shape["num_attention_heads"] * shape["head_dim"]
+    layer = 2 * h * q + 2 * h * kv + 3 * h * shape["intermediate_size"]
+    weights = shape["num_hidden_layers"] * layer + h * shape["vocab_size"]
+    attention = shape["num_hidden_layers"] * 2 * length * q
+    return (6 if "full" in case.method else 4) * weights + 3 * attention
+
+
+def matmul_peak() -> float:
+    """TFLOP/s of one large bf16 product of random numbers on this card."""
+    import torch  # noqa: PLC0415
+
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(5):
+        a @ b
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(20):
+        a @ b
+    end.record()
+    torch.cuda.synchronize()
+    return 20 * 2 * 8192**3 / (begin.elapsed_time(end) / 1e3) / 1e12
+
+
+def _cuda() -> bool:
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.is_available()
+
+
+def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One case, in this process."""
+    started = time.perf_counter()
+    import torch  # noqa: PLC0415
+
+    case, steps = CASES[name], Steps(arguments.steps)
+    if not _cuda():
+        case = Case(**{**asdict(case), "acceleration": {}, "precision": "fp32"})
+    work = Path(arguments.work)
+    result: dict[str, Any] = {"case": name, "batch": case.batch, "length": arguments.length}
+    try:
+        used = TRAINERS[case.trainer](case, work / arguments.shape, work, arguments.length, steps)
+    except torch.OutOfMemoryError as error:
+        return {**result, "error": f"out of memory: {str(error)[:120]}"}
+    except Exception as error:  # noqa: BLE001 - the table goes on without the row
+        cause = "out of memory" if "out of memory" in str(error) else f"{type(error).__name__}: {str(error)[:600]}"
+        return {**result, "error": cause}
+    steady = steps.seconds[arguments.warm_up :]
+    rate = statistics.median(t / s for t, s in zip(steps.tokens[arguments.warm_up :], steady, strict=True))
+    tflops = rate * flops_per_token(SHAPES[arguments.shape], case, arguments.length) / 1e12
+    return {
+        **result,
+        "tokensPerSecond": round(rate),
+        "spread": round((max(steady) - min(steady)) / statistics.median(steady), 3),
+        "peakGiB": round(torch.cuda.max_memory_allocated() / 2**30, 1) if _cuda() else None,
+        "tflops": round(tflops, 1),
+        "untilFirstStep": round(steps.begun and (time.perf_counter() - started - sum(steps.seconds)), 1),
+        "firstStep": round(steps.seconds[0], 1),
+        "used": used,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("bench-out"))
+    parser.add_argument("--work", default="/dev/shm/finetune-bench")
+    parser.add_argument("--cases", default="lora,lora-recompute,qlora,qlora-recompute")
+    parser.add_argument("--shape", choices=SHAPES, default="qwen3-8b")
+    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--warm-up", type=int, default=6)
+    parser.add_argument("--limit", type=float, default=240, help="seconds a case may take")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.case:
+        found = run_case(arguments.case, arguments)
+        (arguments.out / f"{arguments.case}.json").write_text(json.dumps(found))
+        return
+    Path(arguments.work).mkdir(parents=True, exist_ok=True)
+    make_model(Path(arguments.work) / arguments.shape, arguments.shape)
+    peak = matmul_peak() if _cuda() else float("nan")
+    import torch  # noqa: PLC0415
+
+    card = torch.cuda.get_device_name() if _cuda() else "cpu"
+    torch.cuda.empty_cache()
+    print(f"{card}, torch {torch.__version__}, {arguments.shape}, rows of {arguments.length} tokens, "
+          f"bf16 product {peak:.0f} TFLOP/s", flush=True)  # fmt: skip
+    print("| case | batch | tokens/s | peak GiB | model TFLOP/s | % of the product | first step s | used |\n"
+          "| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)  # fmt: skip
+    for name in arguments.cases.split(","):
+        file = arguments.out / f"{name}.json"
+        file.unlink(missing_ok=True)
+        command = [sys.executable, __file__, "--case", name, "--out", str(arguments.out), "--work", arguments.work,
+                   "--shape", arguments.shape, "--length", str(arguments.length), "--steps", str(arguments.steps),
+                   "--warm-up", str(arguments.warm_up)]  # fmt: skip
+        paths = [str(ROOT / part) for part in ("crds", "trainer_image")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+        with (arguments.out / f"{name}.log").open("w") as log:
+            try:
+                subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env=environment,
+                               timeout=arguments.limit)  # fmt: skip
+            except subprocess.TimeoutExpired:
+                print(f"| {name} | | no end after {arguments.limit:.0f} s |", flush=True)
+                continue
+        found = json.loads(file.read_text()) if file.exists() else {"error": "died: see its log", "batch": ""}
+        if "error" in found:
+            print(f"| {name} | {found['batch']} | {found['error']} |", flush=True)
+            continue
+        used = " ".join([found["used"].get("attention", ""), *found["used"].get("kernels", [])])
+        print(f"| {name} | {found['batch']} | {found['tokensPerSecond']:,} | {found['peakGiB']} | {found['tflops']} | "
+              f"{100 * found['tflops'] / peak:.0f} | {found['firstStep']} | {used} |", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What makes it fast, held against the plain path on the same GPU: losses, gradients, results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_trainer.batches import Collator
+from finetune_trainer.evaluate import evaluating, token_losses
+from finetune_trainer.fp8 import LEAST_CAPABILITY
+from finetune_trainer.model import load_model
+from finetune_trainer.prepare import prepare
+from finetune_trainer.prepared import load_prepared
+from tiny_model import make_tiny_model
+from torch.nn import functional
+from trainings import configure, run
+
+CUDA = torch.device("cuda")
+needs_fp8 = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < LEAST_CAPABILITY,
+    reason="this GPU has no products of 8-bit floats",
+)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+KERNELS: dict[str, dict[str, Any]] = {
+    "plain": {"liger": False, "flashAttention": "sdpa"},
+    "fused loss": {"flashAttention": "sdpa"},
+    "liger": {"liger": True},
+    "compile": {"compile": True},
+    "recompute": {"compile": True, "gradientCheckpointing": True},
+    "offload": {"activationOffload": True},
+    "flex": {"flashAttention": "flex"},
+    "eager": {"flashAttention": "disabled"},
+}
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "nf4": {"bits": 4},
+    "fp4": {"bits": 4, "type": "fp4"},
+    "int8": {"bits": 8},
+    "hqq": {"method": "hqq", "bits": 4},
+}
+
+
+def job(tmp_path: Path, base: Path, **edits: Any) -> Any:
+    numbers = {"maxSteps": 30, "seed": 1, **edits.pop("hyperparameters", {})}
+    edits = {"precision": "bf16", "distributed": {"gpusPerNode": 1}, **edits}
+    return configure(tmp_path, base, hyperparameters=numbers, **edits)
+
+
+def learns(report: Any) -> None:
+    assert report.progress.eval_loss < report.progress.initial_eval_loss - 0.1
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_each_kernel_learns(tmp_path: Path, base: Path, kernel: str, packing: bool) -> None:
+    report = run(job(tmp_path, base, packing=packing, acceleration=KERNELS[kernel]))
+    learns(report)
+    used = report.acceleration
+    assert used is not None
+    if kernel == "fused loss":
+        assert "fused-loss" in used.kernels
+    if kernel in ("liger", "compile"):
+        assert kernel in used.kernels
+
+
+@pytest.mark.parametrize("method", [{"lora": {"rank": 4}}, {"full": {}}, {"full": {"masterWeights": "none"}}])
+@pytest.mark.parametrize("kernel", ["fused loss", "liger", "compile"])
+def test_gradients_are_those_of_the_plain_path(tmp_path: Path, base: Path, method: Any, kernel: str) -> None:
+    gradients = {}
+    for name in ("plain", kernel):
+        config = job(tmp_path, base, packing=True, method=method, acceleration=KERNELS[name])
+        prepare(config)
+        torch.manual_seed(3)
+        loaded = load_model(config, base, CUDA)
+        model = loaded.model
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:  # zero at the start, which would leave A without gradients
+                torch.nn.init.normal_(parameter, std=0.02)
+        flat = loaded.acceleration.attention == "varlen"
+        collator = Collator(0, packed=True, flat=flat, fused_loss="fused-loss" in loaded.acceleration.kernels)
+        data = load_prepared(config).train
+        batch = {k: v.to(CUDA) if hasattr(v, "to") else v for k, v in collator([data[0], data[1]]).items()}
+        batch.pop("tokens")
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            model(**batch, num_items_in_batch=torch.tensor(64, device=CUDA)).loss.backward()
+        gradients[name] = {n: p.grad.float().flatten() for n, p in model.named_parameters() if p.grad is not None}
+    assert gradients["plain"].keys() == gradients[kernel].keys()
+    for name, plain in gradients["plain"].items():
+        if plain.norm() > 1e-4:
+            assert functional.cosine_similarity(plain, gradients[kernel][name], dim=0) > 0.99, name
+
+
+def test_the_varlen_kernel_keeps_packed_samples_apart(tmp_path: Path, base: Path) -> None:
+    config = job(tmp_path, base, packing=True)
+    prepare(config)
+    loaded = load_model(config, base, CUDA)
+    assert loaded.acceleration.attention == "varlen"
+    row = next(s for s in (load_prepared(config).train[i] for i in range(3)) if len(s.lengths) > 1)
+    with evaluating(loaded.model, "bf16"):
+        flat = token_losses(loaded.model, Collator(0, packed=True, flat=True, row_length=256)([row]))
+        loaded.model.get_base_model().config._attn_implementation = "sdpa"
+        masked = token_losses(loaded.model, Collator(0, packed=True)([row]))
+    torch.testing.assert_close(flat, masked, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "paged_adamw8bit", "adafactor"])
+def test_each_optimizer_learns(tmp_path: Path, base: Path, optimizer: str) -> None:
+    learns(run(job(tmp_path, base, method={"full": {}}, hyperparameters={"optimizer": optimizer})))
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
+def test_quantized_bases_learn_and_merge(tmp_path: Path, base: Path, kind: str, packing: bool) -> None:
+    learns(run(job(tmp_path, base, packing=packing, quantization=QUANTIZED[kind], merge={"dtype": "bf16"})))
+
+
+@needs_fp8
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compile"])
+@pytest.mark.parametrize("method", [{"lora": {"rank": 4}}, {"full": {}}], ids=["lora", "full"])
+def test_8_bit_floats_learn_like_16(tmp_path: Path, base: Path, method: Any, compiled: bool) -> None:
+    found = {}
+    for precision in ("bf16", "fp8"):
+        (tmp_path / precision).mkdir()
+        config = job(tmp_path / precision, base, method=method, precision=precision, packing=True,
+                     acceleration={"compile": compiled}, hyperparameters={"maxSteps": 50})  # fmt: skip
+        report = run(config)
+        learns(report)
+        found[precision] = report.progress.eval_loss
+        assert any(kernel.startswith("fp8") for kernel in report.acceleration.kernels) == (precision == "fp8")
+    assert found["fp8"] == pytest.approx(found["bf16"], rel=0.02)
+
+
+@needs_fp8
+def test_an_adapter_on_an_fp8_base_merges(tmp_path: Path, base: Path) -> None:
+    learns(run(job(tmp_path, base, precision="fp8", merge={"dtype": "bf16"})))
