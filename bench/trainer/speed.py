@@ -3,8 +3,8 @@
     python bench/trainer/speed.py --out DIR [--cases lora,qlora,...] [--steps 14] [--shape qwen3-8b]
 
 Weights are random in the real shape, made once and kept in --work (memory disk). Each case is a process of its own:
-ours goes the way of `finetune-train train` from data that is prepared already; TRL's is its SFTTrainer with Liger, PEFT and
-bf16. A case that runs out of memory says so. The first steps, which compile, are left out; figures are medians.
+ours goes the way of `finetune-train train` from data that is prepared already; TRL's is its SFTTrainer with Liger, PEFT
+and bf16. A case that runs out of memory says so. The first steps, which compile, are left out; figures are medians.
 """
 
 from __future__ import annotations
