@@ -90,10 +90,17 @@ class Steps:
     wanted: int
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
     begun: float = 0.0
+    profile: Path | None = None
+    """Where to write the time by kernel of the last two steps."""
+    profiler: Any = None
 
     def begin(self) -> None:
+        if self.profile and len(self.seconds) == self.wanted - 2:
+            from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415
+
+            self.profiler = profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU])
+            self.profiler.start()
         self.begun = time.perf_counter()
 
     def end(self, tokens: int) -> None:
@@ -104,6 +111,12 @@ class Steps:
         self.seconds.append(time.perf_counter() - self.begun)
         self.tokens.append(tokens)
         if len(self.seconds) >= self.wanted:
+            if self.profiler is not None and self.profile is not None:
+                self.profiler.stop()
+                table = self.profiler.key_averages().table(
+                    sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=90
+                )
+                self.profile.write_text(table)
             raise Enough
 
 
@@ -317,6 +330,8 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
     case, steps = CASES[name], Steps(arguments.steps)
+    if arguments.profile:
+        steps.profile = arguments.out / f"{name}.profile.txt"
     if not _cuda():
         case = Case(**{**asdict(case), "acceleration": {}, "precision": "fp32"})
     work = Path(arguments.work)
@@ -328,8 +343,9 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - the table goes on without the row
         cause = "out of memory" if "out of memory" in str(error) else f"{type(error).__name__}: {str(error)[:600]}"
         return {**result, "error": cause}
-    steady = steps.seconds[arguments.warm_up :]
-    rate = statistics.median(t / s for t, s in zip(steps.tokens[arguments.warm_up :], steady, strict=True))
+    last = -2 if arguments.profile else None  # what is profiled is slowed down
+    steady = steps.seconds[arguments.warm_up : last]
+    rate = statistics.median(t / s for t, s in zip(steps.tokens[arguments.warm_up : last], steady, strict=True))
     tflops = rate * flops_per_token(SHAPES[arguments.shape], case, arguments.length) / 1e12
     return {
         **result,
@@ -353,6 +369,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--warm-up", type=int, default=6)
     parser.add_argument("--limit", type=float, default=240, help="seconds a case may take")
+    parser.add_argument("--profile", action="store_true", help="write each case's time by kernel")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -376,7 +393,7 @@ def main() -> None:
         file.unlink(missing_ok=True)
         command = [sys.executable, __file__, "--case", name, "--out", str(arguments.out), "--work", arguments.work,
                    "--shape", arguments.shape, "--length", str(arguments.length), "--steps", str(arguments.steps),
-                   "--warm-up", str(arguments.warm_up)]  # fmt: skip
+                   "--warm-up", str(arguments.warm_up), *(["--profile"] if arguments.profile else [])]  # fmt: skip
         paths = [str(ROOT / part) for part in ("crds", "trainer_image")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
         with (arguments.out / f"{name}.log").open("w") as log:
