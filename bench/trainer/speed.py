@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import statistics
@@ -324,12 +325,23 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def _owner(module: str, key: str) -> Any:
+    owner: Any = importlib.import_module(module)
+    for part in key.split(".")[:-1]:
+        owner = getattr(owner, part)
+    return owner
+
+
 def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One case, in this process."""
     started = time.perf_counter()
     import torch  # noqa: PLC0415
 
     case, steps = CASES[name], Steps(arguments.steps)
+    for option in arguments.set:
+        place, _, value = option.partition("=")
+        module, _, key = place.partition(":")
+        setattr(_owner(module, key), key.rpartition(".")[2], json.loads(value))
     if arguments.profile:
         steps.profile = arguments.out / f"{name}.profile.txt"
     if not _cuda():
@@ -369,6 +381,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--warm-up", type=int, default=6)
     parser.add_argument("--limit", type=float, default=240, help="seconds a case may take")
+    parser.add_argument("--set", action="append", default=[], metavar="MODULE:KEY=VALUE",
+                        help="an option of torch's compiler, as JSON; torch._functorch.config:activation_memory_budget=0.8")  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="write each case's time by kernel")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -385,7 +399,7 @@ def main() -> None:
     card = torch.cuda.get_device_name() if _cuda() else "cpu"
     torch.cuda.empty_cache()
     print(f"{card}, torch {torch.__version__}, {arguments.shape}, rows of {arguments.length} tokens, "
-          f"bf16 product {peak:.0f} TFLOP/s", flush=True)  # fmt: skip
+          f"bf16 product {peak:.0f} TFLOP/s{''.join(f', {o}' for o in arguments.set)}", flush=True)  # fmt: skip
     print("| case | batch | tokens/s | peak GiB | model TFLOP/s | % of the product | first step s | used |\n"
           "| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)  # fmt: skip
     for name in arguments.cases.split(","):
@@ -393,7 +407,8 @@ def main() -> None:
         file.unlink(missing_ok=True)
         command = [sys.executable, __file__, "--case", name, "--out", str(arguments.out), "--work", arguments.work,
                    "--shape", arguments.shape, "--length", str(arguments.length), "--steps", str(arguments.steps),
-                   "--warm-up", str(arguments.warm_up), *(["--profile"] if arguments.profile else [])]  # fmt: skip
+                   "--warm-up", str(arguments.warm_up), *(["--profile"] if arguments.profile else []),
+                   *[part for option in arguments.set for part in ("--set", option)]]  # fmt: skip
         paths = [str(ROOT / part) for part in ("crds", "trainer_image")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
         with (arguments.out / f"{name}.log").open("w") as log:
