@@ -13,10 +13,11 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import LoraMethod, MethodSpec
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.freezing import freeze
+from finetune_trainer.heads import head_options, model_class, reward_head, train_head
 from finetune_trainer.log import log
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -90,10 +91,12 @@ def trainable_parameters(config: TrainerConfig, directory: Path) -> int:
     Raises:
         TrainerError: METHOD_INVALID, MODEL_INVALID.
     """
-    settings = AutoConfig.from_pretrained(directory, trust_remote_code=config.model.trust_remote_code)
+    settings = AutoConfig.from_pretrained(
+        directory, trust_remote_code=config.model.trust_remote_code, **head_options(config)
+    )
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.model.trust_remote_code)
+            model = model_class(config).from_config(settings, trust_remote_code=config.model.trust_remote_code)
         except ValueError as error:
             raise _no_causal_model(config, error) from error
         model = _with_method(model, config.method)
@@ -108,9 +111,11 @@ def _load(config: TrainerConfig, directory: Path, dtype: torch.dtype) -> tuple[P
         "trust_remote_code": config.model.trust_remote_code,
         "use_safetensors": None if config.model.allow_pickle else True,
         "local_files_only": True,
+        **head_options(config),
     }
+    kind = model_class(config)
     try:
-        return AutoModelForCausalLM.from_pretrained(directory, attn_implementation=attention, **options), attention
+        return kind.from_pretrained(directory, attn_implementation=attention, **options), attention
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise _no_causal_model(config, error) from error
@@ -123,14 +128,14 @@ def _load(config: TrainerConfig, directory: Path, dtype: torch.dtype) -> tuple[P
         raise TrainerError(
             ExitCode.MODEL_INVALID, f"{config.model.uri} cannot be loaded: {_first_line(error)}"
         ) from error
-    return AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", **options), "eager"
+    return kind.from_pretrained(directory, attn_implementation="eager", **options), "eager"
 
 
 def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
-    return TrainerError(
-        ExitCode.MODEL_INVALID,
-        f"{config.model.uri} is no causal language model that transformers knows: {_first_line(error)}",
-    )
+    what = "is no causal language model that transformers knows"
+    if config.stage == "rm":
+        what = "has no form with a reward head (…ForSequenceClassification) in transformers, which stage rm needs"
+    return TrainerError(ExitCode.MODEL_INVALID, f"{config.model.uri} {what}: {_first_line(error)}")
 
 
 def _with_method(model: PreTrainedModel, method: MethodSpec) -> Any:
@@ -139,6 +144,7 @@ def _with_method(model: PreTrainedModel, method: MethodSpec) -> Any:
         return _with_lora(model, method.lora)
     if method.freeze is not None:
         freeze(model, method.freeze)
+        train_head(model)
     return model
 
 
@@ -147,8 +153,11 @@ def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
     linear = [name for name, part in modules.items() if isinstance(part, nn.Linear)]
     _check_names("targetModules", method.target_modules, linear)
     _check_names("modulesToSave", method.modules_to_save, list(modules))
+    head = reward_head(model)
+    saved = list(dict.fromkeys([*method.modules_to_save, *([head] if head else [])]))
+    train_head(model)
     settings = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if head else "CAUSAL_LM",
         r=method.rank,
         lora_alpha=method.alpha if method.alpha is not None else 2 * method.rank,
         lora_dropout=method.dropout,
@@ -156,7 +165,7 @@ def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
         use_rslora=method.rslora,
         use_dora=method.dora,
         init_lora_weights=True if method.init == "default" else method.init,
-        modules_to_save=list(method.modules_to_save) or None,
+        modules_to_save=saved or None,
     )
     return get_peft_model(model, settings)
 
