@@ -9,7 +9,6 @@ from finetune_api.training import LoraMethod, Stage
 
 from finetune_trainer.prepared import Prepared
 
-
 _STAGES: dict[Stage, str] = {
     "sft": "supervised fine-tuning",
     "pt": "continued pre-training on plain text",

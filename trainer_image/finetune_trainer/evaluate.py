@@ -142,7 +142,7 @@ def answers(
 def _asked(prompt: str, tokenizer: Any, config: TrainerConfig) -> Any:
     """``prompt`` as the user's turn; in stage pt, which knows no turns, as text to go on from."""
     if config.stage == "pt":
-        return tokenizer(prompt, return_tensors="pt")
+        return tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     messages = [{"role": "user", "content": prompt}]
     if config.template.system is not None:
         messages.insert(0, {"role": "system", "content": config.template.system})

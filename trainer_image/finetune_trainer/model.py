@@ -154,7 +154,6 @@ def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
     _check_names("targetModules", method.target_modules, linear)
     _check_names("modulesToSave", method.modules_to_save, list(modules))
     head = reward_head(model)
-    saved = list(dict.fromkeys([*method.modules_to_save, *([head] if head else [])]))
     train_head(model)
     settings = LoraConfig(
         task_type="SEQ_CLS" if head else "CAUSAL_LM",
@@ -165,7 +164,7 @@ def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
         use_rslora=method.rslora,
         use_dora=method.dora,
         init_lora_weights=True if method.init == "default" else method.init,
-        modules_to_save=saved or None,
+        modules_to_save=list(method.modules_to_save) or None,  # peft adds a reward's head by itself
     )
     return get_peft_model(model, settings)
 

@@ -82,7 +82,7 @@ def _conversation(row: Row, where: str) -> list[Message]:
         return [*question, Message("assistant", text_in(row, "output", where, required=True))]
     prompt = _prompt(row, where)
     if prompt is None:
-        raise invalid(where, f"has no conversation: one of 'messages', 'conversations', 'instruction' with 'output', "
+        raise invalid(where, "has no conversation: one of 'messages', 'conversations', 'instruction' with 'output', "
                       f"and 'prompt' with 'completion'; its fields are: {', '.join(map(str, row)) or 'none'}")  # fmt: skip
     return [*prompt, _answer(row, "completion", prompt, where)]
 

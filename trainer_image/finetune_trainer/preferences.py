@@ -38,6 +38,9 @@ class _PreferenceTuner(FineTuner):
         super().__init__(train_dataset=Dataset.from_dict({"row": [0]}), **options)
         self.train_dataset = Examples(prepared.train)
         self.processing_class = None  # a checkpoint holds no tokenizer
+        # gather_for_metrics leaves out what it takes for padding at the end of an epoch; but Trainer reads a step's
+        # micro-batches ahead, so it would cut all of the last step's, and after a resume none.
+        self.accelerator.gather_for_metrics = self.accelerator.gather
         adapters = getattr(self.model, "peft_config", {})
         if _REFERENCE in adapters:  # a new adapter's reference is the base: no copy of it is needed
             self.model.delete_adapter(_REFERENCE)

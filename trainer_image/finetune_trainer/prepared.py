@@ -140,7 +140,7 @@ class StoreWriter:
         for file in self._files.values():
             file.close()
 
-    def add(self, ids: np.ndarray, trained: np.ndarray, desirable: bool | None = None) -> None:
+    def add(self, ids: np.ndarray, trained: np.ndarray, *, desirable: bool | None = None) -> None:
         """Append a sample. Of all samples it is said whether they are desirable, or of none."""
         self._files["tokens"].write(ids.astype(_TYPES["tokens"]).tobytes())
         self._files["trained"].write(trained.astype(_TYPES["trained"]).tobytes())

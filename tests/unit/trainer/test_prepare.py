@@ -372,6 +372,6 @@ def test_a_cache_that_fills_up_leaves_nothing_behind(job: TrainerConfig, monkeyp
     assert not list((Path(job.paths.cache) / "prepared").iterdir())
 
 
-@pytest.mark.parametrize("fields", [{"stage": "dpo"}, {"model": ResolvedModel(uri="s3://bucket/model")}])
+@pytest.mark.parametrize("fields", [{"precision": "fp8"}, {"model": ResolvedModel(uri="s3://bucket/model")}])
 def test_what_is_not_supported_yet_is_refused(job: TrainerConfig, fields: dict[str, Any]) -> None:
     assert "not supported yet" in refused(edited(job, **fields), ExitCode.CONFIG_INVALID)
