@@ -144,7 +144,7 @@ class FineTuner(Trainer):
             eval_loss=eval_loss,
             initial_eval_loss=meter.initial_eval_loss,
             reward_accuracy=self._logged("rewards/accuracies", "accuracy"),
-            reward_margin=self._logged("rewards/margins", "margin"),
+            reward_margin=self._reward_margin(),
             learning_rate=self._loss.get("learning_rate"),
             grad_norm=self._loss.get("grad_norm"),
             tokens_per_second=None if meter.tokens_per_second is None else round(meter.tokens_per_second, 1),
@@ -157,6 +157,11 @@ class FineTuner(Trainer):
     def _logged(self, *names: str) -> float | None:
         """What the last step logged under one of ``names``: preference stages have rewards."""
         return next((self._loss[name] for name in names if name in self._loss), None)
+
+    def _reward_margin(self) -> float | None:
+        """Of the means: a micro-batch of KTO may hold answers of one kind alone, and has no margin of its own."""
+        chosen, rejected = self._logged("rewards/chosen"), self._logged("rewards/rejected")
+        return self._logged("margin") if chosen is None or rejected is None else chosen - rejected
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         """Report the steps since the last time, with the held-out loss where it is due.

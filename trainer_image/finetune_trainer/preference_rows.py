@@ -82,8 +82,9 @@ def _conversation(row: Row, where: str) -> list[Message]:
         return [*question, Message("assistant", text_in(row, "output", where, required=True))]
     prompt = _prompt(row, where)
     if prompt is None:
+        known = ", ".join(map(str, row)) or "none"
         raise invalid(where, "has no conversation: one of 'messages', 'conversations', 'instruction' with 'output', "
-                      f"and 'prompt' with 'completion'; its fields are: {', '.join(map(str, row)) or 'none'}")  # fmt: skip
+                      f"and 'prompt' with 'completion'; its fields are: {known}")  # fmt: skip
     return [*prompt, _answer(row, "completion", prompt, where)]
 
 

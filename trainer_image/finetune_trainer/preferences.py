@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from finetune_api.stages import REFERENCE_STAGES
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import PreferenceSpec
@@ -137,6 +137,7 @@ def preference_tuner(
     numbers = config.preference or PreferenceSpec()
     pad = int(tokenizer.pad_token_id)
     _without_dropout(model)
+    disable_progress_bars()  # for the placeholder
     common = {
         "model": model,
         "processing_class": tokenizer,

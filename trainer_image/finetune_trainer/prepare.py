@@ -171,8 +171,8 @@ class _Filling:
         return [list(range(self._starts[unit], self._starts[unit + 1])) for unit in units]
 
     def _split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the units to train on and to hold out: by a hash of content and seed, so that a row stays
-        where it is when others come or go."""
+        """Numbers of the units to train on and to hold out: by a hash of the row's content and the seed, so that a row
+        stays where it is when others come or go, and one text at most is on both sides."""
         fraction = self._config.validation.fraction
         held_out = min(count - 1, max(1, round(fraction * count))) if fraction > 0 else 0
         if fraction > 0 and held_out == 0:
