@@ -364,7 +364,7 @@ def test_a_volume_that_cannot_be_written_is_told_first(
 
 
 def test_a_cache_that_fills_up_leaves_nothing_behind(job: TrainerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **_options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(prepare_module.StoreWriter, "add", full)

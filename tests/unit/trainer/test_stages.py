@@ -94,6 +94,7 @@ def test_a_stage_learns_and_what_it_delivers_loads(tmp_path: Path, tiny: Path, s
     if method == "lora":
         base = kind.from_pretrained(tiny, dtype=torch.float32, **more)
         result = PeftModel.from_pretrained(base, output_of(config, "adapter"))
+        assert not output_of(config, "adapter", "ref").exists()  # the reference is the base, not a second adapter
     else:
         result = kind.from_pretrained(output_of(config, "model"))
     result.eval()
@@ -219,7 +220,7 @@ def test_ktos_held_out_loss_is_that_of_the_paper_behind_training_too(tmp_path: P
 
 @pytest.mark.parametrize(
     ("stage", "method"),
-    [("pt", "lora"), ("dpo", "full"), ("dpo", "lora"), ("kto", "lora"), ("orpo", "lora"), ("rm", "lora")],
+    [("pt", "lora"), ("dpo", "full"), ("kto", "lora"), ("orpo", "lora"), ("rm", "lora")],
 )
 def test_an_interrupted_run_ends_with_the_same_weights(
     tmp_path: Path, tiny: Path, stage: Any, method: str, monkeypatch: pytest.MonkeyPatch
@@ -269,7 +270,7 @@ def test_freeze_trains_its_layers_and_a_reward_models_head(tmp_path: Path, tiny:
     )
 
 
-@pytest.mark.parametrize("stage", PREFERENCE)
+@pytest.mark.parametrize("stage", ["dpo", "rm"])  # orpo counts tokens, kto measures within a micro-batch
 def test_accumulated_micro_batches_are_one_batch(tmp_path: Path, tiny: Path, stage: Any) -> None:
     losses = []
     for micro in (8, 2):
@@ -284,8 +285,7 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path: Path, tiny: Path, sta
         )
         run(config)
         losses.append([report.loss for report in read_history(output_of(config, FILE))[1:]])
-    # ORPO's loss of chosen answers counts tokens, and KTO's divergence is estimated within a micro-batch.
-    assert losses[0] == pytest.approx(losses[1], rel=0.05 if stage in ("orpo", "kto") else 1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", PREFERENCE)
@@ -347,7 +347,7 @@ def test_a_merged_reward_model_scores_as_its_adapter(tmp_path: Path, tiny: Path)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")  # what TRL 1.16 still calls
-@pytest.mark.parametrize(("stage", "method"), [("dpo", "lora"), ("dpo", "full"), ("orpo", "lora"), ("rm", "lora")])
+@pytest.mark.parametrize(("stage", "method"), [("dpo", "lora"), ("orpo", "full"), ("rm", "lora")])
 def test_checkpointed_activations_change_nothing(tmp_path: Path, tiny: Path, stage: Any, method: str) -> None:
     losses = []
     for checkpointed in (False, True):
