@@ -381,8 +381,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--warm-up", type=int, default=6)
     parser.add_argument("--limit", type=float, default=240, help="seconds a case may take")
-    parser.add_argument("--set", action="append", default=[], metavar="MODULE:KEY=VALUE",
-                        help="an option of torch's compiler, as JSON; torch._functorch.config:activation_memory_budget=0.8")  # fmt: skip
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="MODULE:KEY=VALUE",
+        help="an option of the compiler, as torch._functorch.config:activation_memory_budget=0.8",
+    )
     parser.add_argument("--profile", action="store_true", help="write each case's time by kernel")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -16,6 +16,7 @@ from finetune_api.running import (
     SchedulingSpec,
     TrackingSpec,
 )
+from finetune_api.stages import PREFERENCE_NUMBERS
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.training import (
     AccelerationSpec,
@@ -25,6 +26,7 @@ from finetune_api.training import (
     MethodSpec,
     ModelSpec,
     Precision,
+    PreferenceSpec,
     QuantizationSpec,
     Stage,
     TemplateSpec,
@@ -35,7 +37,10 @@ class FineTuneJobSpec(ApiModel):
     """What the user declares. Immutable once accepted, but for `runPolicy` and `scheduling.queueName`."""
 
     stage: Stage = "sft"
-    """Kind of training: supervised fine-tuning, pre-training on text, or a preference stage."""
+    """Kind of training: `sft` supervised fine-tuning, `pt` pre-training on plain text; from preferences `dpo`, `kto`,
+    `orpo`, and `rm`, which makes a reward model."""
+    preference: PreferenceSpec | None = None
+    """Numbers of the preference stages; unset means their defaults."""
     model: ModelSpec
     """Base model."""
     dataset: DatasetSpec
@@ -75,6 +80,11 @@ class FineTuneJobSpec(ApiModel):
         if said.full is None and said.freeze is None and said.lora is None:
             return MethodSpec(lora=LoraMethod())
         return said
+
+    @property
+    def resolved_preference(self) -> PreferenceSpec | None:
+        """The preference stages' numbers with their defaults; None for other stages."""
+        return (self.preference or PreferenceSpec()) if self.stage in PREFERENCE_NUMBERS else None
 
     @property
     def method_name(self) -> str:

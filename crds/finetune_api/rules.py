@@ -9,9 +9,6 @@ message says what to do instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from finetune_api.predicates import (
     Condition,
     Custom,
@@ -25,28 +22,8 @@ from finetune_api.predicates import (
     either,
     lookup,
 )
-
-Kind = Literal["conflict", "invalid", "unsupported"]
-SPEC = ""
-SOURCES = "dataset.sources[]"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A refusal. ``field`` is the one to blame, relative to ``scope``."""
-
-    field: str
-    when: Condition
-    message: str
-    kind: Kind = "conflict"
-    scope: str = SPEC
-    cluster_only: bool = False
-    """True where ``finetune run`` may do what a cluster cannot."""
-
-    @property
-    def path(self) -> str:
-        """The field from the spec's root, as errors and the documentation name it."""
-        return f"{self.scope}.{self.field}" if self.scope else self.field
+from finetune_api.rule import SOURCES, SPEC, Rule
+from finetune_api.stage_rules import STAGE_RULES
 
 
 def _micro_batch(data: Data) -> object:
@@ -214,11 +191,6 @@ CONFLICTS: tuple[Rule, ...] = (
         "fp8 needs a base that is not quantized",
     ),
     Rule(
-        "dataset.packing",
-        both(OneOf("dataset.packing", (True,)), OneOf("stage", ("dpo", "kto", "orpo", "rm"))),
-        "preference stages compare whole samples and cannot be packed",
-    ),
-    Rule(
         "template.ref",
         both(Present("template.ref"), Not(OneOf("template.name", ("auto",)))),
         "set name or ref, not both",
@@ -286,7 +258,6 @@ def _later(field: str, when: Condition, what: str, scope: str = SPEC) -> Rule:
 
 
 UNSUPPORTED: tuple[Rule, ...] = (
-    _later("stage", Not(OneOf("stage", ("sft",))), "only stage sft is"),
     _later("model.source", StartsWith("model.source", ("s3://", "oci://")), "use hf:// or pvc://"),
     _later(
         "uri",
@@ -294,7 +265,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
         "use hf://, pvc:// or configmap://",
         SOURCES,
     ),
-    _later("format", OneOf("format", ("text", "preference", "kto")), "use alpaca, sharegpt or openai", SOURCES),
     _later("weight", Not(OneOf("weight", (1.0,))), "leave weight at 1", SOURCES),
     _later("template.ref", Present("template.ref"), "use a built-in template's name"),
     _later("template.thinking", Not(OneOf("template.thinking", ("auto",))), "leave it auto"),
@@ -320,10 +290,11 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("runPolicy.ttlSecondsAfterFinished", Present("runPolicy.ttlSecondsAfterFinished"), "leave it unset"),
 )
 
-RULES: tuple[Rule, ...] = CONFLICTS + UNSUPPORTED
+RULES: tuple[Rule, ...] = CONFLICTS + STAGE_RULES + UNSUPPORTED
 
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "stage",
+    "preference",
     "model",
     "dataset",
     "method",

@@ -13,7 +13,8 @@ from finetune_api.base import GROUP, VERSION, ApiModel
 from finetune_api.chat_template import ChatTemplate
 from finetune_api.job import FineTuneJob
 from finetune_api.profile import TrainingProfile
-from finetune_api.rules import IMMUTABLE_FIELDS, IMMUTABLE_MESSAGE, RULES, Rule
+from finetune_api.rule import Rule
+from finetune_api.rules import IMMUTABLE_FIELDS, IMMUTABLE_MESSAGE, RULES
 
 Schema = dict[str, Any]
 

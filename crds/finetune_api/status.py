@@ -51,11 +51,15 @@ class Progress(StatusModel):
     epoch: float | None = None
     """Passes over the data."""
     loss: float | None = None
-    """Training loss, nats a supervised token, mean since the last report."""
+    """Training loss, mean since the last report: nats a supervised token, or a preference stage's own loss."""
     eval_loss: float | None = None
-    """Held-out loss, nats a supervised token."""
+    """Held-out loss: nats a supervised token, or a preference stage's own loss."""
     initial_eval_loss: float | None = None
     """Held-out loss before the first step."""
+    reward_accuracy: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Share of pairs whose chosen answer has the higher reward, since the last report; stages dpo, orpo and rm."""
+    reward_margin: float | None = None
+    """Mean reward of chosen answers less that of rejected ones, since the last report; preference stages."""
     learning_rate: float | None = None
     """Learning rate."""
     grad_norm: float | None = None

@@ -19,6 +19,7 @@ from finetune_api.training import (
     HyperparametersSpec,
     MethodSpec,
     Precision,
+    PreferenceSpec,
     QuantizationSpec,
     Stage,
     TemplateSpec,
@@ -91,6 +92,7 @@ class TrainerConfig(ApiModel):
     version: Literal[1] = 1
     job: JobIdentity
     stage: Stage = "sft"
+    preference: PreferenceSpec | None = None
     model: ResolvedModel
     sources: list[ResolvedSource]
     max_length: int = 2048
@@ -133,6 +135,7 @@ def resolve_config(
     return TrainerConfig(
         job=job,
         stage=spec.stage,
+        preference=spec.resolved_preference,
         model=model,
         sources=sources,
         max_length=spec.dataset.max_length,

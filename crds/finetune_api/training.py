@@ -59,7 +59,8 @@ class DatasetSource(ApiModel):
     `https://…`; `file:///path` for `finetune run` alone. JSON lines or a JSON array."""
     format: DatasetFormat = "alpaca"
     """Shape of a row. `alpaca`: instruction, input, output. `sharegpt`: conversations of from/value. `openai`:
-    messages of role/content."""
+    messages of role/content. `text`: text, for stage pt. `preference`: a prompt with a chosen and a rejected answer.
+    `kto`: a conversation or a prompt with an answer, and whether that is desirable. docs/stages.md shows them."""
     columns: Annotated[dict[str, ShortText], Field(max_length=32)] = {}
     """Names of the set's own columns by the format's names, such as `{instruction: question}`."""
     split: ShortText = "train"
@@ -83,7 +84,8 @@ class DatasetSpec(ApiModel):
     sources: Annotated[list[DatasetSource], Field(min_length=1, max_length=64)]
     """One or several data sets."""
     max_length: Annotated[int, Field(ge=8, le=1048576)] = 2048
-    """Longest sequence, in tokens. Longer samples lose whole turns from their end, never half a turn."""
+    """Longest sequence, in tokens. Longer samples lose whole turns from their end, never half a turn; longer texts
+    (stage pt) are cut into pieces; longer answers of the preference stages lose their end."""
     packing: bool = False
     """Put several samples into one sequence. They neither see each other nor share positions."""
     validation: ValidationSpec = ValidationSpec()
@@ -178,6 +180,22 @@ class TemplateSpec(ApiModel):
     """Train on the user's turns too."""
     mask_history: bool = False
     """Train on the last assistant turn alone."""
+
+
+class PreferenceSpec(ApiModel):
+    """Numbers of the preference stages dpo, kto and orpo."""
+
+    beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    """Stages dpo and kto: how strongly the model is held to where it started. Stage orpo: weight of the odds ratio
+    beside the loss of the chosen answer (lambda of arXiv 2403.07691)."""
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """Loss of stage dpo: `sigmoid` (arXiv 2305.18290), `hinge` (SLiC, arXiv 2305.10425) or `ipo` (arXiv 2310.12036)."""
+    sft_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
+    """Stage dpo: weight of the chosen answer's own loss, added to the preference's; 0 adds none."""
+    desirable_weight: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
+    """Stage kto: weight of desirable answers; raise it where they are the fewer."""
+    undesirable_weight: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
+    """Stage kto: weight of undesirable answers."""
 
 
 class AccelerationSpec(ApiModel):

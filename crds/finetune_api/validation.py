@@ -16,7 +16,8 @@ from finetune_api.chat_template import ChatTemplate
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.predicates import lookup
 from finetune_api.profile import TrainingProfile
-from finetune_api.rules import RULES, SOURCES, Rule
+from finetune_api.rule import SOURCES, Rule
+from finetune_api.rules import RULES
 from finetune_api.uris import parse_uri
 
 KINDS: dict[str, type[ApiModel]] = {

@@ -61,6 +61,9 @@ class Case:
 
 SOURCE = "dataset.sources.0"
 LATER = "not supported yet"
+TEXT = {"uri": "configmap://a/b", "format": "text"}
+PAIRS = {"uri": "configmap://a/b", "format": "preference"}
+LABELLED = {"uri": "configmap://a/b", "format": "kto"}
 
 CASES: tuple[Case, ...] = (
     Case("the smallest manifest is taken"),
@@ -203,7 +206,70 @@ CASES: tuple[Case, ...] = (
     Case("half precision on the CPU", {"precision": "fp16"}, "fp16 needs a GPU"),
     Case("freeze of no layer", {"method": {"freeze": {"trainableLayers": 0}}}, "0 trains nothing"),
     Case("a merge of whole weights", {"method": {"full": {}}, "output": {"merge": {}}}, "merging is for adapters"),
-    Case("packed preferences", {"stage": "dpo", "dataset.packing": True}, "cannot be packed"),
+    # Stages.
+    Case("pre-training on text", {"stage": "pt", SOURCE: TEXT, "dataset.packing": True}),
+    Case(
+        "dpo",
+        {"stage": "dpo", SOURCE: PAIRS, "preference": {"beta": 0.2, "loss": "ipo", "sftWeight": 0.5}},
+    ),
+    Case("dpo with its defaults", {"stage": "dpo", SOURCE: PAIRS}),
+    Case("orpo", {"stage": "orpo", SOURCE: PAIRS, "preference": {"beta": 1}}),
+    Case("a reward model", {"stage": "rm", SOURCE: PAIRS}),
+    Case(
+        "kto",
+        {
+            "stage": "kto",
+            SOURCE: {**LABELLED, "columns": {"label": "good"}},
+            "preference": {"desirableWeight": 1.5, "undesirableWeight": 1},
+            "hyperparameters": {"microBatchSize": 2},
+        },
+    ),
+    Case("sft on text", {SOURCE: TEXT}, "stage sft trains conversations"),
+    Case("sft on preferences", {SOURCE: PAIRS}, "stage sft trains conversations"),
+    Case("pt on conversations", {"stage": "pt"}, "stage pt trains plain text"),
+    Case("dpo on conversations", {"stage": "dpo"}, "compare two answers"),
+    Case("rm on labels", {"stage": "rm", SOURCE: LABELLED}, "compare two answers"),
+    Case(
+        "kto on preferences",
+        {"stage": "kto", SOURCE: PAIRS, "hyperparameters": {"microBatchSize": 2}},
+        "learns from labelled answers",
+    ),
+    Case(
+        "one source of two is for another stage",
+        {"stage": "pt", "dataset.sources": [TEXT, {"uri": "configmap://a/c", "format": "openai"}]},
+        "stage pt trains plain text",
+    ),
+    Case("packed preferences", {"stage": "dpo", SOURCE: PAIRS, "dataset.packing": True}, "cannot be packed"),
+    Case("preference numbers for sft", {"preference": {}}, "numbers of stages dpo, kto and orpo"),
+    Case("preference numbers for a reward model", {"stage": "rm", SOURCE: PAIRS, "preference": {}}, "numbers of"),
+    Case("a loss for orpo", {"stage": "orpo", SOURCE: PAIRS, "preference": {"loss": "ipo"}}, "a choice of losses"),
+    Case(
+        "a weighted loss of answers for orpo",
+        {"stage": "orpo", SOURCE: PAIRS, "preference": {"sftWeight": 1}},
+        "only stage dpo adds",
+    ),
+    Case("weights for dpo", {"stage": "dpo", SOURCE: PAIRS, "preference": {"desirableWeight": 2}}, "only stage kto"),
+    Case("a beta of zero", {"stage": "dpo", SOURCE: PAIRS, "preference": {"beta": 0}}, "beta"),
+    Case("an unknown loss", {"stage": "dpo", SOURCE: PAIRS, "preference": {"loss": "kto_pair"}}, "loss"),
+    Case("kto one by one", {"stage": "kto", SOURCE: LABELLED}, "set 2 or more"),
+    Case(
+        "noise on preferences",
+        {"stage": "orpo", SOURCE: PAIRS, "hyperparameters": {"neftuneAlpha": 5}},
+        "would blur",
+    ),
+    Case(
+        "preferences about the prompt",
+        {"stage": "dpo", SOURCE: PAIRS, "template": {"trainOnPrompt": True}},
+        "judge the last answer alone",
+    ),
+    Case("a template for text", {"stage": "pt", SOURCE: TEXT, "template": {"name": "qwen"}}, "without a template"),
+    Case("a system message for text", {"stage": "pt", SOURCE: TEXT, "template": {"system": "x"}}, "without a template"),
+    Case("pissa under dpo", {"stage": "dpo", SOURCE: PAIRS, "method.lora.init": "pissa"}, "PiSSA and OLoRA change"),
+    Case(
+        "prompts for a reward model",
+        {"stage": "rm", SOURCE: PAIRS, "evaluation": {"prompts": ["Hello?"]}},
+        "scores answers and writes none",
+    ),
     Case("a template's name and ref", {"template": {"name": "qwen", "ref": "mine"}}, "not both"),
     Case("two ways to mask", {"template": {"maskHistory": True, "trainOnPrompt": True}}, "choose one"),
     Case("a micro-batch of zero", {"hyperparameters": {"microBatchSize": 0}}, "positive integer or auto"),
@@ -223,11 +289,9 @@ CASES: tuple[Case, ...] = (
     Case("a local model on a cluster", {"model.source": "file:///models/x"}, "file:// is this machine's disk"),
     Case("local data on a cluster", {SOURCE: {"uri": "file:///rows.jsonl"}}, "file:// is this machine's disk"),
     # Not supported yet.
-    Case("preference training", {"stage": "dpo"}, LATER),
     Case("a model in an object store", {"model.source": "s3://bucket/model"}, LATER),
     Case("a model as an artifact", {"model.source": "oci://registry/model:1"}, LATER),
     Case("data over the web", {SOURCE: {"uri": "https://host/rows.jsonl"}}, LATER),
-    Case("plain text rows", {SOURCE: {"uri": "configmap://a/b", "format": "text"}}, LATER),
     Case("a weighted source", {SOURCE: {"uri": "configmap://a/b", "weight": 2.5}}, LATER),
     Case("a template of one's own", {"template": {"ref": "mine"}}, LATER),
     Case("thinking", {"template": {"thinking": "enabled"}}, LATER),

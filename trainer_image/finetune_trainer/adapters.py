@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.heads import reward_head, train_head
 
 FROM_THE_WEIGHTS = ("pissa", "olora")
 """Starts that take the adapter's first values out of the base's weights, and change these."""
@@ -29,8 +30,9 @@ _INIT: dict[str, Any] = {
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
-    """Names of the layers that can take an adapter: all linear ones but the output head."""
-    head = model.get_output_embeddings()
+    """Names of the layers that can take an adapter: all linear ones but the head."""
+    reward = reward_head(model)
+    head = model.get_submodule(reward) if reward else model.get_output_embeddings()
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head]
 
 
@@ -47,8 +49,9 @@ def add_adapters(model: PreTrainedModel, method: LoraMethod, linear: list[str]) 
     """
     _check_names("targetModules", method.target_modules, linear)
     _check_names("modulesToSave", method.modules_to_save, [name for name, _ in model.named_modules() if name])
+    train_head(model)
     settings = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if reward_head(model) else "CAUSAL_LM",
         r=method.rank,
         lora_alpha=method.alpha if method.alpha is not None else 2 * method.rank,
         lora_dropout=method.dropout,
@@ -56,7 +59,7 @@ def add_adapters(model: PreTrainedModel, method: LoraMethod, linear: list[str]) 
         use_rslora=method.rslora,
         use_dora=method.dora,
         init_lora_weights=_INIT[method.init],
-        modules_to_save=list(method.modules_to_save) or None,
+        modules_to_save=list(method.modules_to_save) or None,  # peft adds a reward's head by itself
     )
     return get_peft_model(model, settings)
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import yaml
 from finetune_api.status import Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.training import LoraMethod
+from finetune_api.training import LoraMethod, Stage
 
 from finetune_trainer.prepared import Prepared
+
+_STAGES: dict[Stage, str] = {
+    "sft": "supervised fine-tuning",
+    "pt": "continued pre-training on plain text",
+    "dpo": "direct preference optimization (DPO)",
+    "kto": "Kahneman-Tversky optimization (KTO)",
+    "orpo": "odds ratio preference optimization (ORPO)",
+    "rm": "a reward model, which gives a conversation one number",
+}
 
 
 def model_card(
@@ -18,7 +27,7 @@ def model_card(
     front: dict[str, object] = {"library_name": "peft" if config.method.lora else "transformers"}
     if config.model.uri.startswith("hf://"):
         front["base_model"] = base
-    front["pipeline_tag"] = "text-generation"
+    front["pipeline_tag"] = "text-classification" if config.stage == "rm" else "text-generation"
     front["tags"] = ["finetune-operator", config.stage, method_of(config)]
     return "\n".join(
         [
@@ -28,7 +37,7 @@ def model_card(
             "",
             f"# {config.job.name}",
             "",
-            f"Made from `{config.model.uri}` (`{prepared.model.digest}`) by a FineTuneJob.",
+            f"Made from `{config.model.uri}` (`{prepared.model.digest}`) by a FineTuneJob: {_STAGES[config.stage]}.",
             "",
             *_results(progress),
             "## Data",
@@ -71,6 +80,10 @@ def _results(progress: Progress | None) -> list[str]:
     if progress.eval_loss is not None:
         rows.append(("held-out loss before", _loss(progress.initial_eval_loss)))
         rows.append(("held-out loss after", _loss(progress.eval_loss)))
+    if progress.reward_accuracy is not None:
+        rows.append(("reward accuracy, last step", f"{progress.reward_accuracy:.2f}"))
+    if progress.reward_margin is not None:
+        rows.append(("reward margin, last step", _loss(progress.reward_margin)))
     return ["## Result", "", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows), ""]
 
 
@@ -81,6 +94,10 @@ def _loss(value: float | None) -> str:
 def _table(config: TrainerConfig, trainable: int) -> list[str]:
     numbers = config.hyperparameters
     rows: list[tuple[str, object]] = [("stage", config.stage), ("precision", config.precision)]
+    if config.preference is not None:
+        rows.append(("beta", f"{config.preference.beta:g}"))
+        if config.stage == "dpo":
+            rows.append(("loss", config.preference.loss))
     if config.method.lora is not None:
         lora = config.method.lora
         rows += [("method", "LoRA"), ("rank", lora.rank), ("alpha", lora.alpha or 2 * lora.rank)]

@@ -135,7 +135,7 @@ def answers(
     config: TrainerConfig,
     interruption: Interruption,
 ) -> list[str]:
-    """The model's greedy answers to ``evaluation.prompts``.
+    """The model's greedy answers to ``evaluation.prompts``; in stage pt, how it goes on from them.
 
     Args:
         model: the model.
@@ -152,12 +152,7 @@ def answers(
     with evaluating(model, config.precision):
         for prompt in config.evaluation.prompts:
             interruption.check()
-            messages = [{"role": "user", "content": prompt}]
-            if config.template.system is not None:
-                messages.insert(0, {"role": "system", "content": config.template.system})
-            inputs = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            ).to(device)
+            inputs = _asked(prompt, tokenizer, config).to(device)
             output = model.generate(
                 **inputs,
                 max_new_tokens=config.evaluation.max_new_tokens,
@@ -172,3 +167,13 @@ def answers(
             new = output[0, inputs["input_ids"].shape[1] :]
             found.append(tokenizer.decode(new, skip_special_tokens=True).strip())
     return found
+
+
+def _asked(prompt: str, tokenizer: Any, config: TrainerConfig) -> Any:
+    """``prompt`` as the user's turn; in stage pt, which knows no turns, as text to go on from."""
+    if config.stage == "pt":
+        return tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    messages = [{"role": "user", "content": prompt}]
+    if config.template.system is not None:
+        messages.insert(0, {"role": "system", "content": config.template.system})
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)

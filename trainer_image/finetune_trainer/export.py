@@ -71,11 +71,12 @@ def export(
         else:
             model.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
-        generation_config(model, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
+        if config.stage != "rm":
+            generation_config(model, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
         if name == ADAPTER:
             _name_base(aside / _ADAPTER_CONFIG, config, prepared)
         (aside / "README.md").write_text(model_card(config, facts.progress, prepared, facts.trainable, facts.samples))
-        draw_losses(history, aside / "loss.png")
+        draw_losses(history, aside / "loss.png", per_token=config.stage in ("sft", "pt"))
         make_readable(aside)
         digest = _digest(aside)
     log.info("%s is at %s", name, target)

@@ -46,9 +46,9 @@ class Meter:
     _step_begun: float = 0.0
 
     @classmethod
-    def start(cls, facts: Mapping[str, Any], initial_eval_loss: float | None) -> Meter:
+    def start(cls, facts: Mapping[str, Any]) -> Meter:
         """A meter that goes on from what a checkpoint kept."""
-        return cls(tokens=int(facts.get("tokens", 0)), initial_eval_loss=initial_eval_loss)
+        return cls(tokens=int(facts.get("tokens", 0)))
 
     def begin(self) -> None:
         """A step begins."""
@@ -80,7 +80,7 @@ class FineTuner(Trainer):
         checkpoints: Checkpoints,
         progress: ProgressLog,
         interrupted: Interruption,
-        held_out: Callable[[], float | None],
+        held_out: Callable[[], float | None] | None = None,
         offloading: AbstractContextManager[Any],
         evaluate_every: int | None,
         lora_plus_ratio: float | None = None,
@@ -126,6 +126,10 @@ class FineTuner(Trainer):
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         self.begin()
 
+    def held_out(self) -> float | None:
+        """The held-out loss now; None where nothing is held out."""
+        return self._held_out() if self._held_out is not None else None
+
     def begin(self) -> None:
         """Report where this attempt starts: with the loss of the step that its checkpoint was written at."""
         self._loss = next((_numbers(logs) for logs in reversed(self.state.log_history) if "loss" in logs), {})
@@ -142,6 +146,8 @@ class FineTuner(Trainer):
             loss=self._loss.get("loss"),
             eval_loss=eval_loss,
             initial_eval_loss=meter.initial_eval_loss,
+            reward_accuracy=self._logged("rewards/accuracies", "accuracy"),
+            reward_margin=self._reward_margin(),
             learning_rate=self._loss.get("learning_rate"),
             grad_norm=self._loss.get("grad_norm"),
             tokens_per_second=None if meter.tokens_per_second is None else round(meter.tokens_per_second, 1),
@@ -150,6 +156,15 @@ class FineTuner(Trainer):
             eta_seconds=None if meter.seconds_per_step is None else round(left * meter.seconds_per_step),
             updated_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
+
+    def _logged(self, *names: str) -> float | None:
+        """What the last step logged under one of ``names``: preference stages have rewards."""
+        return next((self._loss[name] for name in names if name in self._loss), None)
+
+    def _reward_margin(self) -> float | None:
+        """Of the means: a micro-batch of KTO may hold answers of one kind alone, and has no margin of its own."""
+        chosen, rejected = self._logged("rewards/chosen"), self._logged("rewards/rejected")
+        return self._logged("margin") if chosen is None or rejected is None else chosen - rejected
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         """Report the steps since the last time, with the held-out loss where it is due.
@@ -173,11 +188,16 @@ class FineTuner(Trainer):
 
         step, total = self.state.global_step, self.state.max_steps
         due = self._evaluate_every is not None and step % self._evaluate_every == 0 and step < total
-        progress = self.reported(eval_loss=self._held_out() if due else None)
+        progress = self.reported(eval_loss=self.held_out() if due else None)
         self.progress.report(progress)
         speed = self.meter.tokens_per_second or 0.0
         held_out = "" if progress.eval_loss is None else f", held out {progress.eval_loss:.4f}"
-        log.info("step %d/%d: loss %.4f%s, %.0f tok/s", step, total, progress.loss, held_out, speed)
+        rewards = "".join(
+            f", reward {name} {value:.3f}"
+            for name, value in (("accuracy", progress.reward_accuracy), ("margin", progress.reward_margin))
+            if value is not None
+        )
+        log.info("step %d/%d: loss %.4f%s%s, %.0f tok/s", step, total, progress.loss, held_out, rewards, speed)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 

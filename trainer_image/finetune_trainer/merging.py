@@ -71,7 +71,8 @@ def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig,
         merged.config.use_cache = True
         merged.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
-        generation_config(merged, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
+        if config.stage != "rm":
+            generation_config(merged, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
         make_readable(aside)
     log.info("merged weights (%s, %d modules, logits within %.2g of the adapter's) are at %s", name, changed,
              difference, target)  # fmt: skip

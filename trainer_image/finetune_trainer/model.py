@@ -11,13 +11,14 @@ from finetune_api.failures import ExitCode
 from finetune_api.status import AccelerationStatus, ModelStatus
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import MethodSpec
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from finetune_trainer.adapters import FROM_THE_WEIGHTS, Start, add_adapters, linear_names
 from finetune_trainer.attention import choose_attention
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fp8 import check_fp8, freeze_in_fp8, train_in_fp8
 from finetune_trainer.freezing import freeze
+from finetune_trainer.heads import head_options, model_class, train_head
 from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers, names
 from finetune_trainer.log import log
 from finetune_trainer.quantization import compute_dtype, loading_options, quantize_by_hqq
@@ -84,7 +85,7 @@ def load_model(config: TrainerConfig, directory: Path, device: torch.device) -> 
     total = _whole_size(config, directory) if is_quantized(model) else _size(model)
     if wanted is not None and by_hqq:
         total = _size(model)
-        quantize_by_hqq(model, wanted, compute_dtype(config), device)
+        quantize_by_hqq(model, linear, wanted, compute_dtype(config), device)
         model.to(device)
     model = _with_method(model, method, linear)
     start = Start(model) if method.lora is not None and method.lora.init in FROM_THE_WEIGHTS else None
@@ -132,12 +133,17 @@ def _in_fp8(config: TrainerConfig, model: Any) -> str:
 
 
 def _without_weights(config: TrainerConfig, directory: Path) -> PreTrainedModel:
-    settings = AutoConfig.from_pretrained(directory, trust_remote_code=config.model.trust_remote_code)
+    settings = AutoConfig.from_pretrained(
+        directory, trust_remote_code=config.model.trust_remote_code, **head_options(config)
+    )
     with torch.device("meta"):
         try:
-            return AutoModelForCausalLM.from_config(settings, trust_remote_code=config.model.trust_remote_code)
+            found: PreTrainedModel = model_class(config).from_config(
+                settings, trust_remote_code=config.model.trust_remote_code
+            )
         except ValueError as error:
             raise _no_causal_model(config, error) from error
+    return found
 
 
 def _size(model: PreTrainedModel) -> int:
@@ -167,9 +173,11 @@ def _load(
         "use_safetensors": None if config.model.allow_pickle else True,
         "local_files_only": True,
         **loading_options(config, directory),
+        **head_options(config),
     }
+    kind = model_class(config)
     try:
-        return AutoModelForCausalLM.from_pretrained(directory, attn_implementation=attention, **options), attention
+        return kind.from_pretrained(directory, attn_implementation=attention, **options), attention
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise _no_causal_model(config, error) from error
@@ -184,14 +192,14 @@ def _load(
         raise TrainerError(
             ExitCode.MODEL_INVALID, f"{config.model.uri} cannot be loaded: {_first_line(error)}"
         ) from error
-    return AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", **options), "eager"
+    return kind.from_pretrained(directory, attn_implementation="eager", **options), "eager"
 
 
 def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
-    return TrainerError(
-        ExitCode.MODEL_INVALID,
-        f"{config.model.uri} is no causal language model that transformers knows: {_first_line(error)}",
-    )
+    what = "is no causal language model that transformers knows"
+    if config.stage == "rm":
+        what = "has no form with a reward head (…ForSequenceClassification) in transformers, which stage rm needs"
+    return TrainerError(ExitCode.MODEL_INVALID, f"{config.model.uri} {what}: {_first_line(error)}")
 
 
 def _with_method(model: PreTrainedModel, method: MethodSpec, linear: list[str]) -> Any:
@@ -200,6 +208,7 @@ def _with_method(model: PreTrainedModel, method: MethodSpec, linear: list[str]) 
         return add_adapters(model, method.lora, linear)
     if method.freeze is not None:
         freeze(model, method.freeze)
+        train_head(model)
     return model
 
 

@@ -20,8 +20,14 @@ def read_history(path: Path) -> list[Progress]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def draw_losses(history: Path, target: Path) -> None:
-    """Draw training and held-out loss of ``history`` into the PNG ``target``; nothing where there is no loss."""
+def draw_losses(history: Path, target: Path, *, per_token: bool = True) -> None:
+    """Draw training and held-out loss of ``history`` into the PNG ``target``; nothing where there is no loss.
+
+    Args:
+        history: ``progress.jsonl``.
+        target: the picture.
+        per_token: whether the loss is in nats a token, as it is but for preferences.
+    """
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow, and needed once, at the end
 
     reports = read_history(history)
@@ -37,7 +43,7 @@ def draw_losses(history: Path, target: Path) -> None:
     axes.plot(*zip(*training, strict=True), label="training", color="#1f77b4", linewidth=1.4)
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o--", label="held out", color="#d62728", linewidth=1)
-    axes.set(xlabel="step", ylabel="loss (nats a token)")
+    axes.set(xlabel="step", ylabel="loss (nats a token)" if per_token else "loss")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     figure.savefig(target, dpi=120)

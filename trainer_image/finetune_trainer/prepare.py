@@ -21,11 +21,11 @@ from finetune_api.trainer_config import TrainerConfig
 
 from finetune_trainer.base_model import BaseModel, inspect_model
 from finetune_trainer.dequantize import trainable_weights
-from finetune_trainer.encode import TOO_LONG, ConversationEncoder, DroppedError, Encoded
+from finetune_trainer.encode import TOO_LONG, DroppedError, Encoded
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.files import sha256_file
 from finetune_trainer.log import log
-from finetune_trainer.packing import one_each, pack
+from finetune_trainer.packing import pack
 from finetune_trainer.prepared import (
     LAYOUT,
     StoreWriter,
@@ -34,11 +34,13 @@ from finetune_trainer.prepared import (
     read_store,
     write_handover,
 )
+from finetune_trainer.samples import PROMPT_TOO_LONG, SampleEncoder, Unit
 from finetune_trainer.sources import FoundSource, find_model, find_sources
 from finetune_trainer.supported import check_supported
-from finetune_trainer.templates import Template, find_template, resolve_template
+from finetune_trainer.templates import find_template
 from finetune_trainer.tokenizer import fingerprint, load_tokenizer
 from finetune_trainer.volumes import check_writable
+from finetune_trainer.wording import Wording, find_wording
 
 _SAY_EVERY = 20_000
 _LONG_TEXT = 240
@@ -65,17 +67,15 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     model = ModelStatus(parameters=base.parameters, digest=found.digest, architecture=base.architecture)
     log.info("model %s: %s, %s parameters", config.model.uri, base.architecture, _number(base.parameters))
     tokenizer = load_tokenizer(found.directory, trust_remote_code=config.model.trust_remote_code)
-    template = resolve_template(config.template, tokenizer)
-    stops = _stop_tokens(template, tokenizer)
+    wording = find_wording(config, tokenizer)
 
-    digest = _digest(config, sources, template, tokenizer)
+    digest = _digest(config, sources, wording, tokenizer)
     directory = prepared_directory(config, digest)
     store = read_store(directory)
     reused = store is not None
     if store is None:
         with writing_to(directory, "cache"), new_store(directory) as writer:
-            encoder = ConversationEncoder(tokenizer, template, config.template, config.max_length)
-            _Filling(config, sources, encoder).run(writer, tokenizer)
+            _Filling(config, sources, wording.encoder).run(writer, tokenizer)
         store = read_store(directory)
         if store is None:
             raise TrainerError(
@@ -88,10 +88,10 @@ def prepare(config: TrainerConfig) -> TerminationReport:
         "digest": digest,
         "dataset": dataset.to_dict(),
         "model": model.to_dict(),
-        "chatTemplate": template.jinja(config.template.system),
-        "stopTokenIds": stops,
-        "replaceEos": template.replace_eos,
-        "eosToken": template.stop_words[0] if template.stop_words else tokenizer.eos_token,
+        "chatTemplate": wording.chat_template,
+        "stopTokenIds": list(wording.stop_token_ids),
+        "replaceEos": wording.replace_eos,
+        "eosToken": wording.eos_token,
     }
     with writing_to(output, "output"):
         write_handover(config, handover, weights)
@@ -101,7 +101,7 @@ def prepare(config: TrainerConfig) -> TerminationReport:
 class _Filling:
     """One pass over all rows into a new store."""
 
-    def __init__(self, config: TrainerConfig, sources: Sequence[FoundSource], encoder: ConversationEncoder) -> None:
+    def __init__(self, config: TrainerConfig, sources: Sequence[FoundSource], encoder: SampleEncoder) -> None:
         self._config = config
         self._sources = sources
         self._encoder = encoder
@@ -109,6 +109,7 @@ class _Filling:
         self._truncated = 0
         self._highest = 0
         self._ranks = array("Q")
+        self._starts = array("q", [0])
         self._dropped: dict[str, tuple[int, str]] = {}
 
     def run(self, writer: StoreWriter, tokenizer: Any) -> None:
@@ -118,51 +119,62 @@ class _Filling:
             TrainerError: DATASET_INVALID, NO_SUPERVISED_TOKENS, TEMPLATE_INVALID.
         """
         for source in self._sources:
-            for conversation in source.conversations():
+            for sample in source.samples():
                 self._rows += 1
                 if self._rows % _SAY_EVERY == 0:
                     log.info("tokenized %s rows", f"{self._rows:,}")
                 try:
-                    encoded = self._encoder.encode(conversation.messages)
+                    units = self._encoder.encode(sample)
                 except DroppedError as error:
-                    count, first = self._dropped.get(str(error), (0, conversation.where))
+                    count, first = self._dropped.get(str(error), (0, sample.where))
                     self._dropped[str(error)] = (count + 1, first)
                     continue
                 except TrainerError as error:
-                    raise TrainerError(error.exit_code, f"{error} (met at {conversation.where})") from error
+                    raise TrainerError(error.exit_code, f"{error} (met at {sample.where})") from error
                 if not writer.lengths:
-                    _show(encoded, tokenizer)
-                self._add(writer, encoded)
+                    _show(units[0].samples[0], tokenizer)
+                self._add(writer, units)
         self._refuse_nothing(writer)
-        train, validation = self._split(len(writer.lengths))
+        train, validation = self._split(len(self._ranks))
         numbers = self._config.hyperparameters
         if self._config.packing:
             train_sequences = pack(train, writer.lengths, self._config.max_length, seed=numbers.seed)
         else:
-            train_sequences = one_each(train)
+            train_sequences = self._members(train)
+        trained = [member for members in train_sequences for member in members]
         status = DatasetStatus(
             samples=len(train),
             validation_samples=len(validation),
             dropped=self._dropped_rows(),
             truncated=self._truncated,
-            tokens=sum(writer.lengths[i] for i in train),
-            supervised_tokens=sum(writer.supervised[i] for i in train),
+            tokens=sum(writer.lengths[i] for i in trained),
+            supervised_tokens=sum(writer.supervised[i] for i in trained),
             sequences=len(train_sequences),
         )
         facts = {"dataset": status.to_dict(), "highestToken": self._highest, "longest": max(writer.lengths)}
-        writer.finish(train_sequences, one_each(validation), facts)
+        writer.finish(train_sequences, self._members(validation), facts)
+        if writer.desirable and len(set(writer.desirable)) == 1:
+            log.warning("every answer is %s: kto learns more from both kinds",
+                        "desirable" if writer.desirable[0] else "undesirable")  # fmt: skip
 
-    def _add(self, writer: StoreWriter, encoded: Encoded) -> None:
-        writer.add(encoded.ids, encoded.trained)
-        self._truncated += encoded.truncated
-        self._highest = max(self._highest, int(encoded.ids.max()))
-        seed = f"{self._config.hyperparameters.seed}:".encode()
-        rank = hashlib.blake2b(seed + encoded.ids.tobytes(), digest_size=8).digest()
-        self._ranks.append(int.from_bytes(rank))
+    def _add(self, writer: StoreWriter, units: list[Unit]) -> None:
+        hashed = hashlib.blake2b(f"{self._config.hyperparameters.seed}:".encode(), digest_size=8)
+        for unit in units:
+            for encoded in unit.samples:
+                writer.add(encoded.ids, encoded.trained, desirable=unit.desirable)
+                self._highest = max(self._highest, int(encoded.ids.max()))
+                hashed.update(encoded.ids.tobytes())
+            self._truncated += unit.truncated
+            self._starts.append(len(writer.lengths))
+        self._ranks.extend([int.from_bytes(hashed.digest())] * len(units))
+
+    def _members(self, units: np.ndarray) -> list[list[int]]:
+        """The samples of each unit."""
+        return [list(range(self._starts[unit], self._starts[unit + 1])) for unit in units]
 
     def _split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the samples to train on and to hold out: by a hash of content and seed, so that a sample stays
-        where it is when others come or go."""
+        """Numbers of the units to train on and to hold out: by a hash of the row's content and the seed, so that a row
+        stays where it is when others come or go, and one text at most is on both sides."""
         fraction = self._config.validation.fraction
         held_out = min(count - 1, max(1, round(fraction * count))) if fraction > 0 else 0
         if fraction > 0 and held_out == 0:
@@ -184,7 +196,7 @@ class _Filling:
         reasons = "; ".join(f"{row.reason}: {row.count} (first {row.first})" for row in self._dropped_rows())
         advice = (
             f"raise spec.dataset.maxLength, now {self._config.max_length}"
-            if TOO_LONG in self._dropped
+            if {TOO_LONG, PROMPT_TOO_LONG} & set(self._dropped)
             else "check format, columns and template"
         )
         raise TrainerError(
@@ -211,33 +223,12 @@ def _check_fit(base: BaseModel, store: dict[str, Any]) -> None:
         log.warning("the longest sample has %s tokens, and the model was made for %s", longest, base.longest)
 
 
-def _stop_tokens(template: Template, tokenizer: Any) -> list[int]:
-    """Ids that end an answer.
-
-    Raises:
-        TrainerError: TEMPLATE_INVALID where the tokenizer lacks the template's.
-    """
-    vocabulary = tokenizer.get_vocab()
-    for word in template.stop_words:
-        if word not in vocabulary:
-            raise TrainerError(
-                ExitCode.TEMPLATE_INVALID,
-                f"spec.template.name: {template.name} ends an answer with {word}, which is no token of this model's "
-                "tokenizer; name a template of the model's family, or auto",
-            )
-    ids = [vocabulary[word] for word in template.stop_words]
-    if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    return list(dict.fromkeys(ids))
-
-
-def _digest(config: TrainerConfig, sources: Sequence[FoundSource], template: Template, tokenizer: Any) -> str:
+def _digest(config: TrainerConfig, sources: Sequence[FoundSource], wording: Wording, tokenizer: Any) -> str:
     """Hash of all that the prepared data follows from, and of no path."""
     facts = {
         "layout": LAYOUT,
         "tokenizer": fingerprint(tokenizer),
-        "template": [template.name, template.jinja(config.template.system), template.stop_words],
-        "options": config.template.to_dict(),
+        "wording": wording.facts,
         "maxLength": config.max_length,
         "packing": config.packing,
         "validation": config.validation.fraction,

@@ -1,8 +1,10 @@
 """The tokenized data: one directory by content, memory-mapped, made by prepare and read by train.
 
 ``<cache>/prepared/<digest>/`` holds the samples one behind another (``tokens``, ``trained``, ``starts``) and, for
-training and validation, which samples make up each sequence (``*_members``, ``*_starts``). ``manifest.json`` has each
-file's size: a directory that does not match is as good as none.
+training and validation, which samples make up each sequence (``*_members``, ``*_starts``). A pair of answers is two
+samples and one sequence, the chosen one first. ``desirable`` says of each sample whether its answer is good, where the
+rows say so; else it is empty. ``manifest.json`` has each file's size: a directory that does not match is as good as
+none.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import read_json, whole_directory, write_json
 
-LAYOUT = 1
+LAYOUT = 2
 """Raise it when the layout or the meaning of the files changes: older stores are then made anew."""
 IGNORED = -100
 """Label of a token that is not trained on, as transformers wants it."""
@@ -32,6 +34,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "tokens": np.dtype("<i4"),
     "trained": np.dtype("u1"),
     "starts": np.dtype("<i8"),
+    "desirable": np.dtype("u1"),
     "train_members": np.dtype("<i8"),
     "train_starts": np.dtype("<i8"),
     "validation_members": np.dtype("<i8"),
@@ -41,7 +44,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class Sequence:
-    """One training sequence: a sample or, packed, several behind one another."""
+    """One training sequence: a sample; packed, several behind one another; or a pair, the chosen answer's first."""
 
     input_ids: np.ndarray
     """int64 (n,)"""
@@ -49,6 +52,8 @@ class Sequence:
     """int64 (n,), -100 where not trained; not shifted. The first label of every sample is -100."""
     lengths: np.ndarray
     """int64 (k,), tokens of each sample in it; their sum is n."""
+    desirable: bool | None = None
+    """Whether the answer is good; None where the data do not say."""
 
 
 class SequenceSet:
@@ -59,6 +64,7 @@ class SequenceSet:
         self._tokens = _open(directory, "tokens")
         self._trained = _open(directory, "trained")
         self._sample_starts = _open(directory, "starts")
+        self._desirable = _open(directory, "desirable")
         self._members = _open(directory, f"{part}_members")
         self._starts = _open(directory, f"{part}_starts")
 
@@ -73,7 +79,8 @@ class SequenceSet:
         ids = np.concatenate([self._tokens[part] for part in slices]).astype(np.int64)
         trained = np.concatenate([self._trained[part] for part in slices]).astype(bool)
         lengths = np.array([part.stop - part.start for part in slices], dtype=np.int64)
-        return Sequence(ids, np.where(trained, ids, IGNORED), lengths)
+        desirable = bool(self._desirable[members[0]]) if len(self._desirable) else None
+        return Sequence(ids, np.where(trained, ids, IGNORED), lengths, desirable)
 
     @property
     def samples(self) -> int:
@@ -105,8 +112,8 @@ class Prepared:
     dataset: DatasetStatus
     model: ModelStatus
     model_directory: Path
-    chat_template: str
-    """Jinja that the export carries."""
+    chat_template: str | None
+    """Jinja that the export carries; None for a base model that was trained on plain text."""
     stop_token_ids: tuple[int, ...]
     """Tokens that end an answer, the end of a turn first."""
     replace_eos: bool
@@ -123,6 +130,7 @@ class StoreWriter:
         self._files: dict[str, BinaryIO] = {}
         self.lengths = array("q")
         self.supervised = array("q")
+        self.desirable = array("b")
 
     def __enter__(self) -> Self:
         self._files = {name: _file(self._directory, name).open("wb") for name in ("tokens", "trained")}
@@ -132,18 +140,21 @@ class StoreWriter:
         for file in self._files.values():
             file.close()
 
-    def add(self, ids: np.ndarray, trained: np.ndarray) -> None:
-        """Append a sample."""
+    def add(self, ids: np.ndarray, trained: np.ndarray, *, desirable: bool | None = None) -> None:
+        """Append a sample. Of all samples it is said whether they are desirable, or of none."""
         self._files["tokens"].write(ids.astype(_TYPES["tokens"]).tobytes())
         self._files["trained"].write(trained.astype(_TYPES["trained"]).tobytes())
         self.lengths.append(len(ids))
         self.supervised.append(int(trained.sum()))
+        if desirable is not None:
+            self.desirable.append(desirable)
 
     def finish(self, train: list[list[int]], validation: list[list[int]], facts: dict[str, Any]) -> None:
         """Write which samples make up which sequence, and at last the manifest with ``facts``."""
         for file in self._files.values():
             file.flush()
         self._write("starts", np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]))
+        self._write("desirable", np.frombuffer(self.desirable, dtype=np.int8))
         for part, sequences in (("train", train), ("validation", validation)):
             self._write(f"{part}_members", [sample for members in sequences for sample in members])
             counts = [len(members) for members in sequences]

@@ -50,17 +50,17 @@ def _packed(directory: Path) -> bool:
     return "quantization_config" in json.loads((directory / "config.json").read_text())
 
 
-def quantize_by_hqq(model: PreTrainedModel, wanted: QuantizationSpec, dtype: torch.dtype, device: torch.device) -> None:
-    """Replace the model's linear layers, but the output head, by HQQ's (Badri and Shaji, mobiusml.github.io/hqq_blog).
+def quantize_by_hqq(
+    model: PreTrainedModel, linear: list[str], wanted: QuantizationSpec, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Replace the ``linear`` layers of ``model`` by HQQ's (Badri and Shaji, Half-Quadratic Quantization, 2023).
 
     Each layer goes to ``device`` as it is quantized, so the device never holds the whole model in full.
     """
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear  # noqa: PLC0415 - only for those who want it
 
-    head = model.get_output_embeddings()
-    for name, layer in list(model.named_modules()):
-        if not isinstance(layer, nn.Linear) or layer is head:
-            continue
+    for name in linear:
+        layer: Any = model.get_submodule(name)
         group = HQQ_GROUP if layer.in_features % HQQ_GROUP == 0 else None
         settings = BaseQuantizeConfig(nbits=wanted.bits, group_size=group, axis=1)
         parent, _, own = name.rpartition(".")

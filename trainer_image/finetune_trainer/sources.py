@@ -14,7 +14,7 @@ from finetune_trainer import hub
 from finetune_trainer.base_model import digest_of_files
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.log import log
-from finetune_trainer.rows import Conversation, read_conversations
+from finetune_trainer.samples import Sample, read_samples
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FoundSource:
     field: str
     files: tuple[Path, ...]
 
-    def conversations(self) -> Iterator[Conversation]:
+    def samples(self) -> Iterator[Sample]:
         """Stream its rows.
 
         Raises:
@@ -41,7 +41,7 @@ class FoundSource:
         """
         for file in self.files:
             try:
-                yield from read_conversations(self.source, file)
+                yield from read_samples(self.source, file)
             except TrainerError as error:
                 raise TrainerError(error.exit_code, f"{self.field} ({self.source.uri}): {error}") from error
             except OSError as error:

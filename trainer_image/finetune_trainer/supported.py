@@ -7,7 +7,9 @@ import importlib.util
 from collections.abc import Iterator
 
 from finetune_api.failures import ExitCode
+from finetune_api.stages import PREFERENCE_NUMBERS, PREFERENCE_STAGES, STAGE_FORMATS
 from finetune_api.trainer_config import TrainerConfig
+from finetune_api.training import TemplateSpec
 
 from finetune_trainer.errors import TrainerError
 
@@ -45,8 +47,7 @@ def _missing_accelerations(config: TrainerConfig) -> Iterator[str]:
 
 def _problems(config: TrainerConfig) -> Iterator[str]:
     numbers, spread, method = config.hyperparameters, config.distributed, config.method
-    if config.stage != "sft":
-        yield f"spec.stage: {config.stage} is not supported yet, only sft"
+    yield from _stage_problems(config)
     if sum(part is not None for part in (method.full, method.freeze, method.lora)) != 1:
         yield "spec.method: exactly one of full, freeze and lora"
     if config.quantization is not None and method.lora is None:
@@ -74,9 +75,29 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
     if config.merge is not None and method.lora is None:
         yield "spec.output.merge: merging is for adapters"
     for index, source in enumerate(config.sources):
-        if source.format not in ("alpaca", "sharegpt", "openai"):
-            yield f"spec.dataset.sources[{index}].format: {source.format} is not supported yet"
+        if source.format not in STAGE_FORMATS[config.stage]:
+            wanted = " or ".join(STAGE_FORMATS[config.stage])
+            yield f"spec.dataset.sources[{index}].format: stage {config.stage} takes {wanted}, not {source.format}"
         if source.weight != 1.0:
             yield f"spec.dataset.sources[{index}].weight is not supported yet, leave it 1"
     if not config.sources:
         yield "spec.dataset.sources: names no data"
+
+
+def _stage_problems(config: TrainerConfig) -> Iterator[str]:
+    stage, numbers = config.stage, config.hyperparameters
+    if (config.preference is not None) != (stage in PREFERENCE_NUMBERS):
+        yield f"spec.preference: is for stages {', '.join(PREFERENCE_NUMBERS)}, and for each of them"
+    if stage in PREFERENCE_STAGES:
+        if config.packing:
+            yield "spec.dataset.packing: preference stages cannot be packed"
+        if numbers.neftune_alpha > 0:
+            yield "spec.hyperparameters.neftuneAlpha: not for preference stages"
+        if config.template.train_on_prompt:
+            yield "spec.template.trainOnPrompt: not for preference stages"
+    if stage == "kto" and numbers.micro_batch_size == 1:
+        yield "spec.hyperparameters.microBatchSize: stage kto needs 2 or more"
+    if stage == "rm" and config.evaluation.prompts:
+        yield "spec.evaluation.prompts: a reward model answers none"
+    if stage == "pt" and config.template != TemplateSpec():
+        yield "spec.template: stage pt has none"

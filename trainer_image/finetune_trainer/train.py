@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from finetune_api.failures import ExitCode
 from finetune_api.reports import TerminationReport
+from finetune_api.stages import PREFERENCE_STAGES
 from finetune_api.status import MemoryStatus, Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
@@ -160,10 +161,11 @@ class _Run:
             check_fused_loss(self.loaded.model, self.prepared.train[0], self.collator, self.config)
         if self.config.packing:
             check_packing(self.loaded.model, self.prepared.train, self.collator, self.config)
-        baseline = self.baseline()
         start = self.checkpoints.newest()
-        meter = Meter.start(self.checkpoints.facts_of(start) if start else {}, baseline.get("evalLoss"))
+        meter = Meter.start(self.checkpoints.facts_of(start) if start else {})
         trainer = self.trainer(meter)
+        baseline = self.baseline(trainer)
+        meter.initial_eval_loss = baseline.get("evalLoss")
         if start is not None:
             log.info("going on from %s", start.name)
             self.progress.checkpoint = self.checkpoints.status_of(start)
@@ -193,13 +195,13 @@ class _Run:
 
     # -- before and after --------------------------------------------------------------------------------------
 
-    def baseline(self) -> dict[str, Any]:
+    def baseline(self, trainer: FineTuner) -> dict[str, Any]:
         """Held-out loss and answers of the base model: measured once a job, before the first step."""
         path = Path(self.config.paths.output) / BASELINE
         known = read_json(path)
         if known is not None:
             return dict(known)
-        measured = {"evalLoss": self.held_out(), "answers": self.answer()}
+        measured = {"evalLoss": trainer.held_out(), "answers": self.answer()}
         if measured["evalLoss"] is not None:
             log.info("held-out loss before training: %.4f", measured["evalLoss"])
         with writing_to(path, "output"):
@@ -224,7 +226,7 @@ class _Run:
 
     def measure(self, trainer: FineTuner, meter: Meter) -> Progress:
         """The last report, with the held-out loss of the trained model."""
-        last = trainer.reported(eval_loss=self.held_out())
+        last = trainer.reported(eval_loss=trainer.held_out())
         if last.eval_loss is not None:
             log.info("held-out loss: %.4f before, %.4f after", meter.initial_eval_loss or 0.0, last.eval_loss)
         self.progress.report(last)
@@ -233,26 +235,35 @@ class _Run:
     # -- training ----------------------------------------------------------------------------------------------
 
     def trainer(self, meter: Meter) -> FineTuner:
+        options: dict[str, Any] = {
+            "meter": meter,
+            "checkpoints": self.checkpoints,
+            "progress": self.progress,
+            "interrupted": self.interrupted,
+            "offloading": offloading(self.config, self.loaded.model),
+            "evaluate_every": self.config.evaluation.every_steps,
+            "lora_plus_ratio": self.config.method.lora.lora_plus_ratio if self.config.method.lora else None,
+        }
+        if self.config.stage in PREFERENCE_STAGES:
+            from finetune_trainer.preferences import preference_tuner  # noqa: PLC0415 - TRL, for these stages alone
+
+            return preference_tuner(
+                self.config, self.loaded.model, self.tokenizer, self.prepared, self.arguments, **options
+            )
         return FineTuner(
             model=self.loaded.model,
             args=self.arguments(),
             train_dataset=Examples(self.prepared.train),
             data_collator=self.collator,
-            meter=meter,
-            checkpoints=self.checkpoints,
-            progress=self.progress,
-            interrupted=self.interrupted,
             held_out=self.held_out,
-            offloading=offloading(self.config, self.loaded.model),
-            evaluate_every=self.config.evaluation.every_steps,
-            lora_plus_ratio=self.config.method.lora.lora_plus_ratio if self.config.method.lora else None,
+            **options,
         )
 
-    def arguments(self) -> TrainingArguments:
+    def arguments(self, kind: type[TrainingArguments] = TrainingArguments, **more: Any) -> TrainingArguments:
         config, numbers = self.config, self.config.hyperparameters
         steps = count_steps(numbers, len(self.prepared.train))
         on_cpu = config.distributed.gpus_per_node == 0
-        return TrainingArguments(
+        return kind(
             output_dir=str(self.checkpoints.directory),
             max_steps=steps.total,
             per_device_train_batch_size=steps.micro_batch,
@@ -282,6 +293,7 @@ class _Run:
             remove_unused_columns=False,
             dataloader_num_workers=0,
             dataloader_pin_memory=not on_cpu,
+            **more,
         )
 
     def fit(self, trainer: FineTuner, start: Path | None) -> None:

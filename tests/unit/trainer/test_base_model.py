@@ -83,10 +83,6 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
         r"it is LlamaForSequenceClassification, not a causal language model",
     ),
     (
-        lambda model: configure(model, quantization_config={"quant_method": "gptq", "bits": 4}),
-        r"quantized already, which is not supported yet",
-    ),
-    (
         lambda model: configure(
             model, model_type="wizard", auto_map={"AutoConfig": "wizard.Config", "AutoModelForCausalLM": "wizard.Model"}
         ),

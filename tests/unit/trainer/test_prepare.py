@@ -364,7 +364,7 @@ def test_a_volume_that_cannot_be_written_is_told_first(
 
 
 def test_a_cache_that_fills_up_leaves_nothing_behind(job: TrainerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **_options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(prepare_module.StoreWriter, "add", full)
@@ -372,6 +372,8 @@ def test_a_cache_that_fills_up_leaves_nothing_behind(job: TrainerConfig, monkeyp
     assert not list((Path(job.paths.cache) / "prepared").iterdir())
 
 
-@pytest.mark.parametrize("fields", [{"stage": "dpo"}, {"model": ResolvedModel(uri="s3://bucket/model")}])
+@pytest.mark.parametrize(
+    "fields", [{"template": TemplateSpec(thinking="enabled")}, {"model": ResolvedModel(uri="s3://bucket/model")}]
+)
 def test_what_is_not_supported_yet_is_refused(job: TrainerConfig, fields: dict[str, Any]) -> None:
     assert "not supported yet" in refused(edited(job, **fields), ExitCode.CONFIG_INVALID)

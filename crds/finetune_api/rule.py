@@ -1,0 +1,30 @@
+"""What a rule between fields is; :mod:`finetune_api.rules` has them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_api.predicates import Condition
+
+Kind = Literal["conflict", "invalid", "unsupported"]
+SPEC = ""
+SOURCES = "dataset.sources[]"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A refusal. ``field`` is the one to blame, relative to ``scope``."""
+
+    field: str
+    when: Condition
+    message: str
+    kind: Kind = "conflict"
+    scope: str = SPEC
+    cluster_only: bool = False
+    """True where ``finetune run`` may do what a cluster cannot."""
+
+    @property
+    def path(self) -> str:
+        """The field from the spec's root, as errors and the documentation name it."""
+        return f"{self.scope}.{self.field}" if self.scope else self.field

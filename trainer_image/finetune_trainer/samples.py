@@ -1,0 +1,161 @@
+"""Samples of every kind: what a row of each format is read as, and how it becomes tokens.
+
+A row gives units, each of which becomes one sequence where nothing is packed: a conversation, a piece of a text, a
+pair of answers, a labelled answer.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from finetune_api.trainer_config import ResolvedSource
+from finetune_api.training import DatasetFormat, TemplateSpec
+
+from finetune_trainer.encode import SPECIAL_TEXT, ConversationEncoder, DroppedError, Encoded
+from finetune_trainer.preference_rows import Pair, Rated, read_pairs, read_rated
+from finetune_trainer.rows import Conversation, Message, check_text, read_conversations, read_rows, text_in
+from finetune_trainer.templates import Template
+from finetune_trainer.tokenizer import Span, SpecialTokenInTextError, TextEncoder
+
+PROMPT_TOO_LONG = "prompt longer than maxLength"
+SAME_ANSWERS = "chosen and rejected are the same"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text."""
+
+    text: str
+    where: str
+    """File and row, for a person."""
+
+
+Sample = Conversation | Text | Pair | Rated
+
+
+def read_samples(source: ResolvedSource, file: Path) -> Iterator[Sample]:
+    """Stream the rows of one file as what its format says they are.
+
+    Raises:
+        TrainerError: DATASET_INVALID, naming file, row and field.
+    """
+    yield from _READERS[source.format](source, file)
+
+
+def _read_texts(source: ResolvedSource, file: Path) -> Iterator[Text]:
+    for where, row in read_rows(source, file):
+        text = text_in(row, "text", where, required=True)
+        check_text(text, "'text'", where)
+        yield Text(text, where)
+
+
+_READERS: dict[DatasetFormat, Callable[[ResolvedSource, Path], Iterator[Sample]]] = {
+    "alpaca": read_conversations,
+    "sharegpt": read_conversations,
+    "openai": read_conversations,
+    "text": _read_texts,
+    "preference": read_pairs,
+    "kto": read_rated,
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What belongs into one sequence."""
+
+    samples: tuple[Encoded, ...]
+    desirable: bool | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a sample of it lost something."""
+        return any(sample.truncated for sample in self.samples)
+
+
+class SampleEncoder(Protocol):
+    """Turns a stage's samples into tokens."""
+
+    def encode(self, sample: Any) -> list[Unit]:
+        """The sample's units.
+
+        Raises:
+            DroppedError: there is nothing in it to train on.
+            TrainerError: TEMPLATE_INVALID.
+        """
+        ...
+
+
+class Conversations:
+    """Stage sft."""
+
+    def __init__(self, encoder: ConversationEncoder) -> None:
+        self._encoder = encoder
+
+    def encode(self, sample: Conversation) -> list[Unit]:
+        """The conversation, whole turns cut from its end."""
+        return [Unit((self._encoder.encode(sample.messages),))]
+
+
+class Texts:
+    """Stage pt: text as the tokenizer begins it, and the end of text behind it."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self._encoder = TextEncoder(tokenizer)
+        begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+        self._start = Span(tokenizer.bos_token if begins else "", literal=False)
+        self._end = Span(tokenizer.eos_token, literal=False)
+        self._max_length = max_length
+
+    def encode(self, sample: Text) -> list[Unit]:
+        """Pieces of at most ``max_length`` tokens. Each begins with the last token of the one before, so that every
+        token but the text's first is trained once."""
+        try:
+            ids = self._encoder.encode([self._start, Span(sample.text, literal=True), self._end]).ids
+        except SpecialTokenInTextError as error:
+            raise DroppedError(SPECIAL_TEXT) from error
+        pieces = (ids[start : start + self._max_length] for start in range(0, len(ids) - 1, self._max_length - 1))
+        return [Unit((Encoded(piece, np.arange(len(piece)) > 0, truncated=False),)) for piece in pieces]
+
+
+class _Answers:
+    """The last answer of a conversation is what is judged; where it is too long, it loses its end."""
+
+    def __init__(self, tokenizer: Any, template: Template, spec: TemplateSpec, max_length: int) -> None:
+        last = spec.model_copy(update={"mask_history": True, "train_on_prompt": False})
+        self._encoder = ConversationEncoder(tokenizer, template, last, sys.maxsize)
+        self._max_length = max_length
+
+    def _encoded(self, messages: tuple[Message, ...]) -> Encoded:
+        whole = self._encoder.encode(messages)
+        if len(whole.ids) <= self._max_length:
+            return whole
+        ids, trained = whole.ids[: self._max_length], whole.trained[: self._max_length]
+        if not trained.any():
+            raise DroppedError(PROMPT_TOO_LONG)
+        return Encoded(ids, trained, truncated=True)
+
+
+class Pairs(_Answers):
+    """Stages dpo, orpo and rm."""
+
+    def encode(self, sample: Pair) -> list[Unit]:
+        """The chosen and the rejected answer, each behind the prompt and cut at the same length."""
+        if sample.chosen == sample.rejected:
+            raise DroppedError(SAME_ANSWERS)
+        chosen, rejected = self._encoded(sample.chosen), self._encoded(sample.rejected)
+        if np.array_equal(chosen.ids, rejected.ids):
+            raise DroppedError(f"{SAME_ANSWERS} within maxLength" if chosen.truncated else SAME_ANSWERS)
+        return [Unit((chosen, rejected))]
+
+
+class Labelled(_Answers):
+    """Stage kto."""
+
+    def encode(self, sample: Rated) -> list[Unit]:
+        """The answer behind its prompt."""
+        return [Unit((self._encoded(sample.messages),), sample.desirable)]
