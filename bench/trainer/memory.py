@@ -2,9 +2,9 @@
 """Hold the memory estimate against what torch measures: `python bench/trainer/memory.py --out DIR`, on a CUDA GPU.
 
 Models of real shapes with random weights are trained for three steps by the trainer's own step (its model set-up,
-arguments, collator and Trainer), in full, by LoRA and by QLoRA, with and without gradient checkpointing. Each case is
-one row: the estimate by part, the peak of `torch.cuda.max_memory_allocated`, and their ratio. A case that does not fit is
-recorded as such, and the next one begins with an empty device. DIR gets memory.md and memory.json.
+arguments, collator and Trainer), in full, by LoRA and by QLoRA, with and without gradient checkpointing. Each case
+is one row: the estimate by part, the peak of `torch.cuda.max_memory_allocated`, and their ratio. A case that does not
+fit is recorded as such, and the next one begins with an empty device. DIR gets memory.md and memory.json.
 
 `--device cpu --tiny` runs the same code on a toy shape: it shows that the script works, and measures nothing.
 """
@@ -48,6 +48,7 @@ from torch import nn  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from transformers.trainer_utils import SaveStrategy  # noqa: E402
 
+log = logging.getLogger("bench")
 STEPS = 3
 GIB = 2**30
 
@@ -203,7 +204,7 @@ def run(case: Case, shape: dict[str, Any], device: str) -> Row:
             train(case, config, shape, device)
         except torch.OutOfMemoryError as error:
             row.outcome = "out of memory"
-            logging.info("%s", str(error).split(". ")[0])
+            log.info("%s", str(error).split(". ")[0])
         if device == "cuda":
             torch.cuda.synchronize()
             row.measured = torch.cuda.max_memory_allocated()
@@ -308,10 +309,12 @@ def main(arguments: list[str] | None = None) -> int:
         clean(chosen.device)
         row = run(case, shapes[case.model], chosen.device)
         rows.append(row)
-        logging.info("%s: estimated %.2f GiB, measured %s, ratio %s, %.0f s, %s", case, row.estimate.total / GIB,
+        log.info("%s: estimated %.2f GiB, measured %s, ratio %s, %.0f s, %s", case, row.estimate.total / GIB,
                      row.measured and f"{row.measured / GIB:.2f} GiB", row.ratio and f"{row.ratio:.3f}", row.seconds,
                      row.outcome)  # fmt: skip
-    libraries = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "peft", "bitsandbytes"))
+    libraries = ", ".join(
+        f"{package} {version(package)}" for package in ("torch", "transformers", "peft", "bitsandbytes")
+    )
     title = f"Memory on {name}, bf16, {STEPS} steps, GiB; {libraries}"
     text = table(rows, title) + "".join(f"\nNot run: {case} ({why})" for case, why in passed_over)
     chosen.out.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """What the forward pass keeps for the backward pass, in bytes a token.
 
-The method is that of Korthikanti et al. (arXiv 2205.05198, section 4): go through a layer and add up what each operation
-needs again. The operations are those of transformers' models as our trainer runs them: weights that are trained in fp32
-under autocast, a frozen base in its own type, adapters in fp32, RMS norms in fp32, attention by a kernel that keeps no
-scores. Autograd keeps each tensor once, however many operations read it; tests hold the sums against what it really
-keeps. A frozen linear layer keeps nothing, a trained one its input.
+The method is that of Korthikanti et al. (arXiv 2205.05198, section 4): go through a layer and add up what each
+operation needs again. The operations are those of transformers' models as our trainer runs them: weights that are
+trained in fp32 under autocast, a frozen base in its own type, adapters in fp32, RMS norms in fp32, attention by a
+kernel that keeps no scores. Autograd keeps each tensor once, however many operations read it; tests hold the sums
+against what it really keeps. A frozen linear layer keeps nothing, a trained one its input.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How many bytes a training takes on one device, by part, before anything is loaded.
 
-What is estimated is what torch.cuda.max_memory_allocated() tells afterwards: the largest sum of tensors that live at one
-time. What the CUDA context, the allocator's rounding and its gaps take beside it is not in it; :data:`USABLE` leaves
-room for that.
+What is estimated is what torch.cuda.max_memory_allocated() tells afterwards: the largest sum of tensors that live at
+one time. What the CUDA context, the allocator's rounding and its gaps take beside it is not in it; :data:`USABLE`
+leaves room for that.
 
 A step has moments at which memory may be highest, and the estimate is the largest of them:
 
@@ -16,6 +16,7 @@ The parts are those of that moment. docs/memory.md explains each.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from finetune_api.activations import FLOAT, Keeping, block_bytes, norm_bytes
@@ -62,51 +63,62 @@ class Activations:
         return self.layers + self.ends
 
 
+@dataclass(frozen=True)
+class _Moment:
+    """Bytes beside weights and optimizer state at one moment of a step."""
+
+    name: str
+    gradients: float
+    activations: float
+    logits: float
+    buffers: float
+
+    @property
+    def total(self) -> float:
+        return self.gradients + self.activations + self.logits + self.buffers
+
+
 def estimate(shape: ModelShape, recipe: Recipe) -> MemoryEstimate:
     """Bytes on one device at the moment when most are in use."""
     weights, gradients, optimizer = resting_bytes(shape, recipe)
-    acts = activations(shape, recipe)
-    logits = logit_bytes(shape, recipe)
-    rebuilt_copies = acts.copies / shape.layers if recipe.checkpointing else 0.0
-    fixed = _fixed_buffers(shape, recipe)
-    waiting = gradients if recipe.accumulation > 1 else 0.0
-    working = _working(shape, recipe)
-    head = _head_gradient(shape, recipe)
-    moments = {
-        # The cast weights of layers that are made again are gone when the forward pass has ended.
-        "loss": [
-            (waiting, acts.kept, logits.forward, fixed + acts.copies + acts.head_copy),
-            (
-                waiting,
-                acts.kept,
-                logits.backward,
-                fixed + acts.head_copy + (0 if recipe.checkpointing else acts.copies),
-            ),
-            (waiting, acts.kept, logits.head, fixed + head + (0 if recipe.checkpointing else acts.copies)),
-        ],
-        "layer": [
-            (
-                max(waiting, _head_share(shape, recipe)),
-                acts.kept + acts.rebuilt,
-                0.0,
-                fixed + working + (rebuilt_copies if recipe.checkpointing else acts.copies),
-            )
-        ],
-        "gradients": [(gradients, acts.ends, 0.0, fixed + _last_gradient(shape, recipe))],
-    }
-    candidates = [(moment, parts) for moment, several in moments.items() for parts in several]
-    moment, (g, a, logit, buffers) = max(candidates, key=lambda item: sum(item[1]))
+    worst = max(_moments(shape, recipe, gradients), key=lambda moment: moment.total)
     parts = {
         "weights": round(weights),
-        "gradients": round(g),
+        "gradients": round(worst.gradients),
         "optimizer": round(optimizer),
-        "activations": round(a),
-        "logits": round(logit),
-        "buffers": round(buffers),
+        "activations": round(worst.activations),
+        "logits": round(worst.logits),
+        "buffers": round(worst.buffers),
     }
     return MemoryEstimate(
-        **parts, total=sum(parts.values()), moment=moment, micro_batch_size=recipe.micro_batch, devices=recipe.devices
+        **parts,
+        total=sum(parts.values()),
+        moment=worst.name,
+        micro_batch_size=recipe.micro_batch,
+        devices=recipe.devices,
     )
+
+
+def _moments(shape: ModelShape, recipe: Recipe, gradients: float) -> Iterator[_Moment]:
+    acts, logits, fixed = activations(shape, recipe), logit_bytes(shape, recipe), _fixed_buffers(shape, recipe)
+    waiting = gradients if recipe.accumulation > 1 else 0.0
+    # The cast weights of layers that are made again are gone when the forward pass has ended.
+    copies = 0.0 if recipe.checkpointing else acts.copies
+    head = acts.head_copy
+    yield _Moment("loss", waiting, acts.kept, logits.forward, fixed + acts.copies + head)
+    yield _Moment("loss", waiting, acts.kept, logits.backward, fixed + copies + head)
+    yield _Moment("loss", waiting, acts.kept, logits.head, fixed + copies + head + _head_gradient(shape, recipe))
+
+    layer = acts.rebuilt or acts.layers / shape.layers
+    cast = acts.copies / shape.layers
+    working = fixed + _working(shape, recipe)
+    after_head = min(gradients, max(waiting, _head_share(shape, recipe)))
+    first = acts.kept + acts.rebuilt
+    yield _Moment("layer", after_head, first, 0.0, working + (copies or cast))
+    done = gradients if recipe.accumulation > 1 else gradients * (1 - 1 / shape.layers)
+    done = max(done, after_head)
+    yield _Moment("layer", done, acts.ends + layer, 0.0, working + cast + _waiting_head(shape, recipe))
+    yield _Moment("gradients", gradients, acts.ends, 0.0, fixed + _last_gradient(shape, recipe))
 
 
 # -- what lies there ---------------------------------------------------------------------------------------------
@@ -208,7 +220,8 @@ def keeping(shape: ModelShape, recipe: Recipe) -> Keeping:
         norms_trained=norms,
         adapted=adapted(shape.linears(), lora) if lora is not None else frozenset(),
         rank=lora.rank if lora is not None else 0,
-        copied_inputs=recipe.autocast and quantization is None and recipe.trained == FP32,
+        # PEFT's quantized layers leave inputs to autocast, but ask whether it is on for the GPU alone.
+        copied_inputs=recipe.autocast and recipe.trained == FP32 and (quantization is None or not recipe.on_gpu),
         dropout=lora is not None and lora.dropout > 0,
         dora=lora is not None and lora.dora,
         keeps_base_inputs=quantization is not None
@@ -256,9 +269,9 @@ def logit_bytes(shape: ModelShape, recipe: Recipe) -> Logits:
     """Logits, their copies and gradients.
 
     transformers' loss (loss/loss_utils.py) casts logits to fp32, and cross entropy keeps their log-softmax in fp32;
-    accelerate gives the model's output as a further fp32 copy. In the backward pass the log-softmax, its gradient and the
-    logits' gradient are there together, each in fp32. Liger's fused loss makes logits for some tokens at a time, as many
-    as take no more than the hidden state, and the hidden state's gradient at once (arXiv 2410.10989).
+    accelerate gives the model's output as a further fp32 copy. In the backward pass the log-softmax, its gradient and
+    the logits' gradient are there together, each in fp32. Liger's fused loss makes logits for some tokens at a time, as
+    many as take no more than the hidden state, and the hidden state's gradient at once (arXiv 2410.10989).
     """
     tokens, vocabulary, compute = recipe.tokens, shape.vocabulary, recipe.compute
     if recipe.liger:
@@ -284,6 +297,11 @@ def _head_share(shape: ModelShape, recipe: Recipe) -> float:
     return shape.embedding_parameters * recipe.trained if _head_trained(recipe) else 0.0
 
 
+def _waiting_head(shape: ModelShape, recipe: Recipe) -> float:
+    """The head's gradient where it waits for the embedding's, beside the gradients of earlier micro-batches."""
+    return _head_share(shape, recipe) if shape.tied_embeddings and recipe.accumulation > 1 else 0.0
+
+
 def _last_gradient(shape: ModelShape, recipe: Recipe) -> float:
     """The embedding's gradient before it is added to what is there: the head's, where they share weights, waits until
     then."""
@@ -302,15 +320,14 @@ def _working(shape: ModelShape, recipe: Recipe) -> float:
     largest = max(linear.inputs * linear.outputs for linear in shape.linears())
     if recipe.method.lora is None:
         return gradients + largest * (recipe.compute + recipe.trained)
-    return gradients
+    decoded = recipe.compute * largest if recipe.quantization is not None else 0
+    return gradients + decoded
 
 
 def _fixed_buffers(shape: ModelShape, recipe: Recipe) -> float:
-    """What is there beside: workspaces, what communication holds, and one weight that is decoded."""
+    """What is there beside: workspaces, and what communication holds."""
     trained = trained_parameters(shape, recipe)
     held = float(_CUBLAS) if recipe.on_gpu else 0.0
-    if recipe.quantization is not None:
-        held += recipe.compute * max(linear.inputs * linear.outputs for linear in shape.linears())
     if recipe.devices > 1:
         if recipe.strategy == "ddp":
             held += trained * recipe.trained

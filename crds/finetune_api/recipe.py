@@ -84,6 +84,7 @@ def recipe_of(
     devices: int | None = None,
     strategy: Strategy | None = None,
     masked: bool | None = None,
+    on_gpu: bool | None = None,
     master_weights: Literal["fp32", "none"] = "fp32",
 ) -> Recipe:
     """The recipe of a job's configuration.
@@ -95,6 +96,7 @@ def recipe_of(
         devices: all together; the configuration's unless given.
         strategy: the configuration's unless given, where ``auto`` is ddp.
         masked: whether attention gets a mask; as packing and padding need one unless given.
+        on_gpu: whether the devices are GPUs; by ``gpusPerNode`` unless given.
         master_weights: see :class:`Recipe`.
 
     Raises:
@@ -124,5 +126,5 @@ def recipe_of(
         devices=count,
         offload=spread.offload,
         sequence_parallel=spread.sequence_parallel,
-        on_gpu=spread.gpus_per_node > 0,
+        on_gpu=spread.gpus_per_node > 0 if on_gpu is None else on_gpu,
     )

@@ -64,6 +64,8 @@ def _devices(data: Data) -> int:
 
 def _indivisible_batch(data: Data) -> bool:
     micro = _micro_batch(data)
+    if micro == "auto":
+        micro = 1  # the least that it can come to
     if not isinstance(micro, int) or micro < 1:
         return False
     return int(lookup(data, "hyperparameters.globalBatchSize")) % (micro * _devices(data)) != 0
@@ -200,8 +202,9 @@ CONFLICTS: tuple[Rule, ...] = (
         "hyperparameters.globalBatchSize",
         Custom(
             _indivisible_batch,
-            f"type({_MICRO}) == int && {_MICRO} >= 1 && "
-            f"self.hyperparameters.globalBatchSize % ({_MICRO} * {_DEVICES}) != 0",
+            f"(type({_MICRO}) == int && {_MICRO} >= 1 && "
+            f"self.hyperparameters.globalBatchSize % ({_MICRO} * {_DEVICES}) != 0) || "
+            f"({_MICRO} == 'auto' && self.hyperparameters.globalBatchSize % {_DEVICES} != 0)",
         ),
         "must be a multiple of microBatchSize x nodes x gpusPerNode",
         "invalid",
@@ -269,11 +272,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),
     _later("acceleration.compile", OneOf("acceleration.compile", (True,)), "leave it false"),
     _later("acceleration.activationOffload", OneOf("acceleration.activationOffload", (True,)), "leave it false"),
-    _later(
-        "hyperparameters.microBatchSize",
-        Custom(lambda data: _micro_batch(data) == "auto", f"{_MICRO} == 'auto'"),
-        "give a number",
-    ),
     _later("hyperparameters.optimizer", Not(OneOf("hyperparameters.optimizer", ("adamw",))), "use adamw"),
     _later("distributed.nodes", MoreThan("distributed.nodes", 1), "use one node"),
     _later("distributed.gpusPerNode", MoreThan("distributed.gpusPerNode", 1), "use at most one GPU"),

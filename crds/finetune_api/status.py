@@ -126,7 +126,7 @@ class ModelStatus(StatusModel):
 
 
 class MemoryEstimate(StatusModel):
-    """Bytes on one device by part, at the moment when most are in use. Compare with torch's peak of allocated memory."""
+    """Bytes on one device by part, at the moment when most are in use; comparable with `measured`."""
 
     weights: Count = 0
     """Weights."""

@@ -51,7 +51,9 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
     if numbers.optimizer != "adamw":
         yield f"spec.hyperparameters.optimizer: {numbers.optimizer} is not supported yet, use adamw"
     micro = numbers.micro_batch_size
-    if not isinstance(micro, int) or micro < 1:
+    if micro == "auto":
+        pass  # a number comes of it when the device is there
+    elif not isinstance(micro, int) or micro < 1:
         yield f"spec.hyperparameters.microBatchSize: must be a positive number, not {micro!r}"
     elif numbers.global_batch_size % micro:
         yield (
