@@ -35,8 +35,8 @@ class Keeping:
     rank: int
     copied_inputs: bool
     """Whether each adapter keeps its input for itself: PEFT casts it to the adapter's fp32 and autocast back."""
-    dropout: bool
-    """Whether adapters drop inputs: each keeps its mask and its own input."""
+    dropout_mask: int
+    """Bytes an element of the mask where adapters drop inputs, each with its own mask and input; 0 where none do."""
     dora: bool
     keeps_base_inputs: bool
     """Whether quantized layers keep their input."""
@@ -68,6 +68,9 @@ def block_bytes(shape: ModelShape, how: Keeping, length: int, *, dense: bool) ->
         kept += _feed_forward(shape.intermediate, linears, how)
     else:
         kept += _experts(shape, how, norm_out)
+        if shape.experts is not None and shape.experts.shared_intermediate:
+            kept += _inputs(linears, "mlp", shape.hidden, norm_out, how)
+            kept += _feed_forward(shape.experts.shared_intermediate, linears, how)
     kept += sum(_adapter(linear, how) for linear in linears if linear.name in how.adapted)
     return kept
 
@@ -103,13 +106,12 @@ def _inputs(
     readers = [linear for linear in linears if linear.place == place]
     trained = sum(linear.name in how.trained for linear in readers)
     adapted = sum(linear.name in how.adapted for linear in readers)
-    own = (trained if size != how.compute else 0) + (adapted if how.copied_inputs or how.dropout else 0)
+    apart = how.copied_inputs or how.dropout_mask > 0
+    own = (trained if size != how.compute else 0) + (adapted if apart else 0)
     shared = size == how.compute and trained > 0
-    shared |= adapted > 0 and not (how.copied_inputs or how.dropout)
+    shared |= adapted > 0 and not apart
     shared |= how.keeps_base_inputs
-    kept = width * how.compute * own
-    if how.dropout:
-        kept += width * adapted
+    kept = width * (how.compute * own + how.dropout_mask * adapted)
     if shared and not kept_already:
         kept += width * how.compute
     return kept
@@ -137,7 +139,7 @@ def _feed_forward(width: int, linears: tuple[Linear, ...], how: Keeping) -> floa
 
 def _experts(shape: ModelShape, how: Keeping, norm_out: int) -> float:
     """Experts: each token's state for each expert it goes to, gate, activation, up and product, and its weighted
-    output. Shared experts alike, once."""
+    output."""
     experts = shape.experts
     if experts is None:
         return 0
@@ -146,7 +148,6 @@ def _experts(shape: ModelShape, how: Keeping, norm_out: int) -> float:
     kept = chosen * how.compute * (3 * width + hidden)
     if trained:
         kept += chosen * (how.compute * width + norm_out * hidden + (how.compute * hidden if norm_out != 2 else 0))
-    kept += how.compute * experts.shared_intermediate * (4 if trained else 3)
     return kept + FLOAT * experts.count
 
 

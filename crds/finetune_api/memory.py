@@ -218,11 +218,12 @@ def keeping(shape: ModelShape, recipe: Recipe) -> Keeping:
         norm_weight=recipe.trained if norms else own,
         trained=names,
         norms_trained=norms,
-        adapted=adapted(shape.linears(), lora) if lora is not None else frozenset(),
+        adapted=adapted((*shape.linears(), *shape.linears(dense=False)), lora) if lora is not None else frozenset(),
         rank=lora.rank if lora is not None else 0,
         # PEFT's quantized layers leave inputs to autocast, but ask whether it is on for the GPU alone.
         copied_inputs=recipe.autocast and recipe.trained == FP32 and (quantization is None or not recipe.on_gpu),
-        dropout=lora is not None and lora.dropout > 0,
+        # One kernel on the GPU, with a mask of bytes; a product with numbers of the input's type on the CPU.
+        dropout_mask=0 if lora is None or not lora.dropout else 1 if recipe.on_gpu else FLOAT,
         dora=lora is not None and lora.dora,
         keeps_base_inputs=quantization is not None
         and not (quantization.method == "bitsandbytes" and quantization.bits == 4),

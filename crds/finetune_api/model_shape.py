@@ -126,7 +126,7 @@ class ModelShape:
         """Linear layers of one block.
 
         Args:
-            dense: False leaves out the feed-forward layer that a block of experts does not have.
+            dense: False is for a block of experts: of its feed-forward layers only what every token goes to.
         """
         h, i, q, k, bias = self.hidden, self.intermediate, self.query_width, self.key_width, self.attention_bias
         output = Linear("o_proj", "output", q, h, self.output_bias)
@@ -141,9 +141,18 @@ class ModelShape:
             output,
         )
         if not dense:
-            return attention
+            return (*attention, *self._shared_expert())
         gate, up = (Linear(name, "mlp", h, i, self.mlp_bias) for name in ("gate_proj", "up_proj"))
         return (*attention, gate, up, down)
+
+    def _shared_expert(self) -> tuple[Linear, ...]:
+        """Linear layers of the expert that every token goes to."""
+        width = self.experts.shared_intermediate if self.experts else 0
+        if not width:
+            return ()
+        gate, up = (Linear(name, "mlp", self.hidden, width) for name in ("gate_proj", "up_proj"))
+        chooser = (Linear("shared_expert_gate", "mlp", self.hidden, 1),) if self.model_type == "qwen2_moe" else ()
+        return (gate, up, Linear("down_proj", "down", width, self.hidden), *chooser)
 
     @property
     def norm_parameters(self) -> int:
@@ -152,13 +161,10 @@ class ModelShape:
 
     @property
     def expert_parameters(self) -> int:
-        """Weights of one block's experts and of what chooses among them."""
+        """Weights of one block's chosen experts and of what chooses among them."""
         if self.experts is None:
             return 0
-        per_expert = 3 * self.hidden * self.experts.intermediate
-        shared = 3 * self.hidden * self.experts.shared_intermediate
-        gate = self.hidden if self.experts.shared_intermediate and self.model_type == "qwen2_moe" else 0
-        return self.experts.count * (per_expert + self.hidden) + shared + gate
+        return self.experts.count * (3 * self.hidden * self.experts.intermediate + self.hidden)
 
     def linear_parameters(self, *, dense: bool = True) -> int:
         """Weights and biases of one block's linear layers."""
@@ -196,7 +202,7 @@ class ModelShape:
 
 _QKV_BIAS = ("qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text")
 """Families whose q, k and v have biases without a field that says so."""
-_HEAD_DIM = {"qwen3": 128, "qwen3_moe": 128, "gemma": 256, "gemma2": 256, "gemma3": 256, "gemma3_text": 256}
+_HEAD_DIM = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3": 256, "gemma3_text": 256}
 """Families whose head is not as wide as hidden size over heads, where the config leaves it out."""
 _OTHER_FIELDS = {
     "kv_lora_rank": "multi-head latent attention",

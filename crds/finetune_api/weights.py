@@ -83,7 +83,8 @@ def frozen_layers_trained(shape: ModelShape, recipe: Recipe) -> range:
 
 def trained_names(shape: ModelShape, recipe: Recipe) -> frozenset[str]:
     """Names of linear layers (``experts`` for those) whose weights are trained where a layer is trained at all."""
-    names = {linear.name: linear.place for linear in shape.linears()} | {"experts": "mlp"}
+    linears = (*shape.linears(), *shape.linears(dense=False))
+    names = {linear.name: linear.place for linear in linears} | {"experts": "mlp"}
     if recipe.method.full is not None:
         return frozenset(names)
     method = recipe.method.freeze

@@ -9,7 +9,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,33 +16,39 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 
-@dataclass
-class Saved:
-    """Bytes of storages that autograd keeps, by the storages' addresses."""
+class _Held:
+    """A tensor as autograd keeps it; gone when the graph that needs it is gone."""
 
-    sizes: dict[int, int] = field(default_factory=dict)
-    kept: list[torch.Tensor] = field(default_factory=list)
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+class Saved:
+    """What the graphs that are alive keep."""
+
+    def __init__(self, excluded: Iterable[torch.Tensor]) -> None:
+        self._excluded = {tensor.untyped_storage().data_ptr() for tensor in excluded}
+        self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
+
+    def pack(self, tensor: torch.Tensor) -> _Held:
+        """Keep ``tensor`` for autograd."""
+        held = _Held(tensor)
+        self._held.add(held)
+        return held
 
     @property
     def bytes(self) -> int:
-        """All together."""
-        return sum(self.sizes.values())
+        """Bytes of the storages, each once."""
+        storages = [held.tensor.untyped_storage() for held in self._held]
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        return sum(size for address, size in sizes.items() if address not in self._excluded)
 
 
 @contextmanager
 def saved_for_backward(excluded: Iterable[torch.Tensor]) -> Iterator[Saved]:
-    """Count what is saved in the block, but for the storages of ``excluded``, the parameters and inputs."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in excluded}
-    saved = Saved()
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved.sizes[storage.data_ptr()] = storage.nbytes()
-            saved.kept.append(tensor.detach())  # no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    """Count what is saved in the block, but for the storages of ``excluded``, such as parameters."""
+    saved = Saved(excluded)
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda held: held.tensor):
         yield saved
 
 

@@ -63,6 +63,7 @@ FAMILIES: list[tuple[type[PreTrainedConfig], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")  # peft's own pattern for experts
 @pytest.mark.parametrize(("kind", "extra"), FAMILIES, ids=lambda value: getattr(value, "__name__", ""))
 @pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
 def test_a_shape_counts_the_parameters_of_the_real_model(
@@ -152,7 +153,8 @@ def test_adafactor_keeps_rows_and_columns() -> None:
         weight.grad = torch.ones_like(weight)
     optimizer.step()
     for weight, matrix in zip(weights, (Matrix(128, 64), Matrix(1, 64)), strict=True):
-        held = _held([value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)])
+        tensors = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
+        held = _held([tensor for tensor in tensors if tensor.ndim])
         assert held == state_bytes(matrix, "adafactor", 4)
 
 
@@ -176,7 +178,7 @@ def kept(numbers: dict[str, Any], recipe: Recipe) -> int:
     model.config.use_cache = False
     model = models._with_method(model, recipe.method).train()
     if recipe.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     ids = torch.randint(0, numbers["vocab_size"], (recipe.micro_batch, recipe.length))
     mask = torch.ones_like(ids)
     if recipe.masked:
@@ -186,7 +188,7 @@ def kept(numbers: dict[str, Any], recipe: Recipe) -> int:
         torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast),
     ):
         loss = model(input_ids=ids, attention_mask=mask, labels=ids).loss
-    assert loss.requires_grad
+    assert loss.requires_grad  # and its graph is alive
     return saved.bytes
 
 
