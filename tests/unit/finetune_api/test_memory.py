@@ -10,7 +10,7 @@ from finetune_api.memory import USABLE, estimate, resting_bytes
 from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import Recipe, recipe_of
 from finetune_api.trainer_config import JobIdentity, ResolvedModel, TrainerConfig
-from finetune_api.training import FullMethod, LoraMethod, MethodSpec
+from finetune_api.training import FullMethod, LoraMethod, MethodSpec, QuantizationSpec
 
 GIB = 2**30
 QWEN3_8B: dict[str, Any] = {
@@ -127,6 +127,23 @@ def test_zero_shares_state_gradients_and_weights_in_this_order() -> None:
     assert parts[2] == (2 * count / 8, 2 * count / 8, 12 * count / 8)
     offloaded = resting_bytes(shape, Recipe(FULL, "bf16", 1024, 1, strategy="zero3", devices=8, offload="parameters"))
     assert offloaded == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "measured"),
+    [
+        (Recipe(LORA, "bf16", 4096, 2, liger=True), 63.5),
+        (Recipe(LORA, "bf16", 4096, 4, liger=True, checkpointing=True), 24.4),
+        (Recipe(LORA, "bf16", 4096, 4, liger=True, checkpointing=True, quantization=QuantizationSpec(bits=4)), 13.3),
+        (Recipe(FULL, "bf16", 4096, 2, liger=True, master_weights="none"), 87.6),
+        (Recipe(FULL, "bf16", 4096, 4, liger=True, master_weights="none", checkpointing=True), 62.3),
+    ],
+    ids=["lora", "lora-checkpointing", "qlora-checkpointing", "full", "full-checkpointing"],
+)
+def test_peaks_that_another_trainer_measured(recipe: Recipe, measured: float) -> None:
+    """GiB of torch.cuda.max_memory_allocated on an H200: TRL 1.15 with Liger 0.8.5, torch 2.11, Qwen3-8B's shape with
+    random weights, 2026-11-23."""
+    assert estimate(ModelShape.from_config(QWEN3_8B), recipe).total / GIB == pytest.approx(measured, rel=0.1)
 
 
 # -- what fits ---------------------------------------------------------------------------------------------------------
