@@ -50,8 +50,8 @@ def read_model_config(
             raise CliError(f"{path}: {error.strerror}") from error
     if uri.scheme != "hf":
         raise CliError(f"spec.model.source: {uri} is not readable from here; give its config.json with --model-config")
-    path = "/".join(part for part in (uri.path, "config.json") if part)
-    url = f"{_endpoint(environment)}/{quote(uri.name)}/resolve/{quote(model.revision, safe='')}/{quote(path)}"
+    name = "/".join(part for part in (uri.path, "config.json") if part)
+    url = f"{_endpoint(environment)}/{quote(uri.name)}/resolve/{quote(model.revision, safe='')}/{quote(name)}"
     return url, _parsed(_fetch(url, environment.get(TOKEN_ENV)), url)
 
 

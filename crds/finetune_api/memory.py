@@ -129,7 +129,7 @@ def resting_bytes(shape: ModelShape, recipe: Recipe) -> tuple[float, float, floa
     matrices = list(trained_matrices(shape, recipe))
     trained = sum(matrix.elements for matrix in matrices)
     weights = _frozen_bytes(shape, recipe, trained) + trained * recipe.trained
-    gradients = trained * recipe.trained
+    gradients = float(trained * recipe.trained)
     zero = recipe.strategy.startswith("zero")
     optimizer = sum(state_bytes(matrix, recipe.optimizer, FP32 if zero else recipe.trained) for matrix in matrices)
     if zero and recipe.trained != FP32:
@@ -159,7 +159,7 @@ def _frozen_bytes(shape: ModelShape, recipe: Recipe, trained: int) -> float:
         return 0.0
     if recipe.method.lora is None:
         return (shape.parameters - trained) * recipe.compute
-    frozen = (shape.embedding_parameters + shape.head_parameters + shape.hidden) * recipe.compute
+    frozen = float((shape.embedding_parameters + shape.head_parameters + shape.hidden) * recipe.compute)
     for dense, count in shape.blocks:
         linears = sum(linear_bytes(linear, recipe) for linear in shape.linears(dense=dense))
         rest = shape.norm_parameters + (0 if dense else shape.expert_parameters)

@@ -134,16 +134,16 @@ class ModelShape:
         if self.fused_projections:
             attention = (Linear("qkv_proj", "attention", h, q + 2 * k, bias), output)
             return (*attention, Linear("gate_up_proj", "mlp", h, 2 * i, self.mlp_bias), down)
-        attention = (
+        separate = (
             Linear("q_proj", "attention", h, q, bias),
             Linear("k_proj", "attention", h, k, bias),
             Linear("v_proj", "attention", h, k, bias),
             output,
         )
         if not dense:
-            return (*attention, *self._shared_expert())
+            return (*separate, *self._shared_expert())
         gate, up = (Linear(name, "mlp", h, i, self.mlp_bias) for name in ("gate_proj", "up_proj"))
-        return (*attention, gate, up, down)
+        return (*separate, gate, up, down)
 
     def _shared_expert(self) -> tuple[Linear, ...]:
         """Linear layers of the expert that every token goes to."""

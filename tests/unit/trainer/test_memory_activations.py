@@ -63,7 +63,7 @@ FAMILIES: list[tuple[type[PreTrainedConfig], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")  # peft's own pattern for experts
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # peft's own, for experts
 @pytest.mark.parametrize(("kind", "extra"), FAMILIES, ids=lambda value: getattr(value, "__name__", ""))
 @pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
 def test_a_shape_counts_the_parameters_of_the_real_model(
