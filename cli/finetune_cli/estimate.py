@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_api.fitting import Fit, changes_that_fit, smallest_gpu_count
 from finetune_api.job import FineTuneJob
-from finetune_api.memory import USABLE, trained_parameters
+from finetune_api.memory import USABLE, refuse_unknown, trained_parameters
 from finetune_api.memory import estimate as estimated
 from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import recipe_of
@@ -66,6 +66,7 @@ def estimate(
     where, body = read_model_config(chosen.spec.model, model_config)
     try:
         shape = ModelShape.from_config(body)
+        refuse_unknown(shape, chosen.spec.resolved_method)
     except ShapeError as error:
         raise CliError(f"{where}: {error}") from error
     config = _config(chosen)

@@ -155,8 +155,9 @@ def _ways(config: TrainerConfig) -> Iterator[tuple[int, Strategy]]:
     devices = 1
     while devices <= LARGEST:
         if devices % together == 0 and config.hyperparameters.global_batch_size % (devices // together) == 0:
-            # Alone there is nobody to share with.
-            strategies = (said,) if said != "auto" else STRATEGIES if devices > 1 else STRATEGIES[:1]
+            # Alone there is nobody to share with, but for the host's memory.
+            shared = devices > 1 or config.distributed.offload != "none"
+            strategies = (said,) if said != "auto" else STRATEGIES if shared else STRATEGIES[:1]
             for strategy in strategies:
                 if not _refused(config, devices, strategy):
                     yield devices, strategy

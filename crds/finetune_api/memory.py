@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from finetune_api.activations import FLOAT, Keeping, block_bytes, norm_bytes
-from finetune_api.model_shape import ModelShape
+from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import Recipe
 from finetune_api.status import MemoryEstimate
+from finetune_api.training import MethodSpec
 from finetune_api.weights import (
     FP32,
     adapted,
@@ -78,8 +79,30 @@ class _Moment:
         return self.gradients + self.activations + self.logits + self.buffers
 
 
+def refuse_unknown(shape: ModelShape, method: MethodSpec) -> None:
+    """Refuse what no formula here is right for.
+
+    Raises:
+        ShapeError: adapters on the feed-forward layers of a mixture of experts.
+    """
+    if shape.experts is None or method.lora is None:
+        return
+    attention = {linear.name for linear in shape.linears() if linear.place in ("attention", "output")}
+    names = {name.rpartition(".")[2] for name in method.lora.target_modules}
+    if not names or names - attention:
+        raise ShapeError(
+            "adapters on a mixture of experts are not estimated, since PEFT wraps the experts' weights as a whole; "
+            f"method.lora.targetModules of {', '.join(sorted(attention))} are"
+        )
+
+
 def estimate(shape: ModelShape, recipe: Recipe) -> MemoryEstimate:
-    """Bytes on one device at the moment when most are in use."""
+    """Bytes on one device at the moment when most are in use.
+
+    Raises:
+        ShapeError: as :func:`refuse_unknown`.
+    """
+    refuse_unknown(shape, recipe.method)
     weights, gradients, optimizer = resting_bytes(shape, recipe)
     worst = max(_moments(shape, recipe, gradients), key=lambda moment: moment.total)
     parts = {

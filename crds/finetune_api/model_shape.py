@@ -40,7 +40,7 @@ class Linear:
 @dataclass(frozen=True)
 class Experts:
     """A mixture of experts. transformers holds their weights as parameters of three dimensions, not as linear layers:
-    they are neither adapted by ``all-linear`` nor quantized."""
+    they are not quantized."""
 
     count: int
     chosen: int

@@ -68,7 +68,9 @@ def test_the_estimate_is_within_a_tenth_of_the_peak(tmp_path: Path, large: Path,
     told = prepare(config).memory
     assert told is not None
     assert told.estimate is not None
-    assert len(load_prepared(config).train[0].input_ids) > 2000
+    sequences = load_prepared(config).train
+    lengths = sorted(len(sequences[i].input_ids) for i in range(len(sequences)))
+    assert lengths[1] > 1950  # packed to the brim, as the estimate takes it; the last one may not be
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

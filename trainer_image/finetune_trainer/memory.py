@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from finetune_api.failures import ExitCode
 from finetune_api.fitting import changes, choose_micro_batch
-from finetune_api.memory import estimate
+from finetune_api.memory import estimate, refuse_unknown
 from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import recipe_of
 from finetune_api.status import MemoryEstimate, MemoryStatus
 from finetune_api.trainer_config import TrainerConfig
+from finetune_api.training import MethodSpec
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.log import log
@@ -33,15 +34,17 @@ _UNKNOWN_SHARE = 0.02
 """By how much the parameters of the shape may differ from the weights' before the shape is not believed."""
 
 
-def read_shape(directory: Path, parameters: int | None = None) -> ModelShape | None:
+def read_shape(directory: Path, method: MethodSpec, parameters: int | None = None) -> ModelShape | None:
     """The shape of the model in ``directory``; None, and a line in the log, where it is of a build not known.
 
     Args:
         directory: holds config.json.
+        method: the job's.
         parameters: of the weights, which a right shape agrees with.
     """
     try:
         shape = ModelShape.from_config(json.loads((directory / "config.json").read_bytes()))
+        refuse_unknown(shape, method)
     except (OSError, ShapeError, ValueError) as error:
         log.warning("memory is not estimated: %s", error)
         return None
@@ -76,7 +79,7 @@ def fit_to_device(
         TrainerError: CONFIG_INVALID where ``auto`` has nothing to go by; CUDA_OUT_OF_MEMORY where the GPU's memory is
             too small by a clear margin.
     """
-    shape = read_shape(prepared.model_directory, prepared.model.parameters)
+    shape = read_shape(prepared.model_directory, config.method, prepared.model.parameters)
     wanted = config.hyperparameters.micro_batch_size
     if shape is None:
         if not isinstance(wanted, int):

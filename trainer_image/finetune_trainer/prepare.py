@@ -63,7 +63,7 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     )
     model = ModelStatus(parameters=base.parameters, digest=found.digest, architecture=base.architecture)
     log.info("model %s: %s, %s parameters", config.model.uri, base.architecture, _number(base.parameters))
-    shape = read_shape(found.directory, base.parameters)
+    shape = read_shape(found.directory, config.method, base.parameters)
     if shape is None and config.hyperparameters.micro_batch_size == "auto":
         raise auto_without_estimate(config)
     tokenizer = load_tokenizer(found.directory, trust_remote_code=config.model.trust_remote_code)

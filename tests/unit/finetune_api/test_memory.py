@@ -76,6 +76,16 @@ def test_what_is_not_known_is_refused_and_not_guessed(edit: dict[str, Any], told
         ModelShape.from_config({**QWEN3_8B, **edit})
 
 
+def test_adapters_on_experts_are_refused_and_those_beside_them_are_not() -> None:
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 512, "model_type": "qwen3_moe"}
+    shape = ModelShape.from_config({**SMALL, **experts})
+    with pytest.raises(ShapeError, match="targetModules of k_proj, o_proj, q_proj, v_proj"):
+        estimate(shape, Recipe(LORA, "bf16", 512, 1))
+    beside = MethodSpec(lora=LoraMethod(target_modules=["q_proj", "v_proj"]))
+    adapters, full = (estimate(shape, Recipe(method, "bf16", 512, 1)) for method in (beside, FULL))
+    assert adapters.total < full.total
+
+
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +206,20 @@ def test_a_strategy_that_the_rules_refuse_is_not_proposed() -> None:
     assert found is not None
     assert found.strategy == "zero3"
     assert smallest_gpu_count(eight, shape, 40 * GIB) is None  # its weights cannot be shared out
+
+
+def test_offload_needs_no_second_gpu() -> None:
+    shape = ModelShape.from_config(QWEN3_8B)
+    numbers = {"globalBatchSize": 8, "microBatchSize": 1}
+    fields: dict[str, Any] = {"method": {"full": {}}, "hyperparameters": numbers,
+                              "acceleration": {"gradientCheckpointing": True}}  # fmt: skip
+    alone = smallest_gpu_count(job(**fields), shape, 40 * GIB)
+    offloaded = smallest_gpu_count(
+        job(**fields, distributed={"gpusPerNode": 1, "offload": "optimizer"}), shape, 40 * GIB
+    )
+    assert alone is None or alone.devices > 1
+    assert offloaded is not None
+    assert (offloaded.devices, offloaded.strategy) == (1, "zero2")
 
 
 def test_what_must_change_is_said_in_order_and_makes_it_fit() -> None:
