@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from finetune_api.memory import USABLE, estimate
-from finetune_api.model_shape import ModelShape
+from finetune_api.memory import USABLE, estimate, refuse_unknown
+from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import Recipe, Strategy, recipe_of
 from finetune_api.rules import CONFLICTS, SPEC
 from finetune_api.status import MemoryEstimate
@@ -118,6 +118,10 @@ def changes_that_fit(
     """The first of :func:`changes` that together make the job fit, and how it fits then; None where none do."""
     texts = []
     for change in changes(config):
+        try:
+            refuse_unknown(shape, change.config.method)
+        except ShapeError:
+            continue
         texts.append(change.text)
         fit = smallest_gpu_count(change.config, shape, memory, longest=longest)
         if fit is not None:
