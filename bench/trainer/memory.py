@@ -16,6 +16,7 @@ import gc
 import itertools
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -28,6 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "crds"), str(ROOT / "trainer_image")]
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # as the trainer does for one GPU; Trainer would use all
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
