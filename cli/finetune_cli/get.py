@@ -111,7 +111,9 @@ def _facts(job: FineTuneJob, now: datetime) -> Iterator[tuple[str, str]]:
         yield "Model digest", status.model.digest or ""
     if status.memory:
         estimate = words.size(status.memory.estimate.total if status.memory.estimate else None)
-        yield "Memory", f"estimated {estimate}, measured {words.size(status.memory.measured)}"
+        micro = status.memory.micro_batch_size
+        chosen = f", micro-batch {micro} (auto)" if micro else ""
+        yield "Memory", f"estimated {estimate}, measured {words.size(status.memory.measured)}{chosen}"
     if status.acceleration:
         used = status.acceleration
         yield "Runs on", ", ".join(filter(None, [used.device, used.attention, used.precision, *used.kernels]))

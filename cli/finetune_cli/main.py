@@ -114,6 +114,42 @@ def validate(
 @app.command(
     cls=_Command,
     epilog=_examples(
+        "finetune estimate -f job.yaml",
+        "finetune estimate -f job.yaml --gpu-memory 24Gi --gpu-memory 80Gi",
+        "finetune estimate -f job.yaml --model-config ./Qwen3-8B/config.json --json",
+    ),
+)
+def estimate(
+    files: Files,
+    *,
+    job: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which FineTuneJob, where files hold several.")
+    ] = None,
+    gpu_memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of one GPU, such as 80Gi; repeatable. [dim]\\[default: 24Gi, 48Gi, 80Gi][/dim]"
+        ),
+    ] = None,
+    model_config: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The model's config.json, or its directory, instead of model.source."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: sizes in bytes.")] = False,
+) -> None:
+    """Say how much memory a job takes, by part, and on how few GPUs of a size it fits.
+
+    Needs the model's config.json alone: from --model-config, from a file:// source, or from the hub, where the token
+    is that of HF_TOKEN.
+    """
+    from finetune_cli.estimate import estimate as command  # noqa: PLC0415
+
+    command(files, job=job, gpu_memory=gpu_memory or [], model_config=model_config, as_json=as_json)
+
+
+@app.command(
+    cls=_Command,
+    epilog=_examples(
         "finetune run -f examples/quickstart.yaml",
         "finetune run -f job.yaml --output /data/run-7 --cache /data/cache",
     ),

@@ -41,6 +41,8 @@ def _devices(data: Data) -> int:
 
 def _indivisible_batch(data: Data) -> bool:
     micro = _micro_batch(data)
+    if micro == "auto":
+        micro = 1  # the least that it can come to
     if not isinstance(micro, int) or micro < 1:
         return False
     return int(lookup(data, "hyperparameters.globalBatchSize")) % (micro * _devices(data)) != 0
@@ -213,8 +215,9 @@ CONFLICTS: tuple[Rule, ...] = (
         "hyperparameters.globalBatchSize",
         Custom(
             _indivisible_batch,
-            f"type({_MICRO}) == int && {_MICRO} >= 1 && "
-            f"self.hyperparameters.globalBatchSize % ({_MICRO} * {_DEVICES}) != 0",
+            f"(type({_MICRO}) == int && {_MICRO} >= 1 && "
+            f"self.hyperparameters.globalBatchSize % ({_MICRO} * {_DEVICES}) != 0) || "
+            f"({_MICRO} == 'auto' && self.hyperparameters.globalBatchSize % {_DEVICES} != 0)",
         ),
         "must be a multiple of microBatchSize x nodes x gpusPerNode",
         "invalid",
@@ -269,11 +272,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("template.ref", Present("template.ref"), "use a built-in template's name"),
     _later("template.thinking", Not(OneOf("template.thinking", ("auto",))), "leave it auto"),
     _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),
-    _later(
-        "hyperparameters.microBatchSize",
-        Custom(lambda data: _micro_batch(data) == "auto", f"{_MICRO} == 'auto'"),
-        "give a number",
-    ),
     _later("distributed.nodes", MoreThan("distributed.nodes", 1), "use one node"),
     _later("distributed.gpusPerNode", MoreThan("distributed.gpusPerNode", 1), "use at most one GPU"),
     _later("distributed.strategy", Not(OneOf("distributed.strategy", ("auto",))), "leave it auto"),

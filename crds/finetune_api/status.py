@@ -130,7 +130,7 @@ class ModelStatus(StatusModel):
 
 
 class MemoryEstimate(StatusModel):
-    """Bytes on one device, by part."""
+    """Bytes on one device by part, at the moment when most are in use; comparable with `measured`."""
 
     weights: Count = 0
     """Weights."""
@@ -146,6 +146,12 @@ class MemoryEstimate(StatusModel):
     """Everything else."""
     total: Count = 0
     """Sum of the parts."""
+    moment: ShortText | None = None
+    """When that is: `loss`, `layer` (in the backward pass) or `gradients` (at its end)."""
+    micro_batch_size: Count | None = None
+    """Sequences per device and forward pass that it is for."""
+    devices: Count | None = None
+    """Devices that it is for."""
 
 
 class MemoryStatus(StatusModel):
@@ -153,6 +159,8 @@ class MemoryStatus(StatusModel):
 
     estimate: MemoryEstimate | None = None
     """What the prepare step expects."""
+    micro_batch_size: Count | None = None
+    """What `hyperparameters.microBatchSize: auto` came to on the device that is there."""
     measured: Count | None = None
     """Peak in bytes that training reached."""
 

@@ -233,7 +233,8 @@ class HyperparametersSpec(ApiModel):
     global_batch_size: Annotated[int, Field(ge=1, le=1048576)] = 8
     """Sequences per optimizer step, over all devices; gradient accumulation follows from it."""
     micro_batch_size: IntOrAuto = 1
-    """Sequences per device and forward pass, or `auto`."""
+    """Sequences per device and forward pass, or `auto`: the largest power of two that divides the device's share of
+    `globalBatchSize` and is expected to fit its memory."""
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "adafactor"] = "adamw"
     """Optimizer."""
     weight_decay: NonNegativeFloat = 0.0

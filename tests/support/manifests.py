@@ -133,6 +133,7 @@ CASES: tuple[Case, ...] = (
     Case("8-bit floats", {"precision": "fp8", "distributed": {"gpusPerNode": 1}}),
     Case("a merge", {"output": {"merge": {"dtype": "fp16"}}}),
     Case("half precision on a GPU", {"precision": "fp16", "distributed": {"gpusPerNode": 1}}),
+    Case("an automatic micro-batch", {"hyperparameters": {"microBatchSize": "auto"}}),
     Case("integers where floats are meant", {"hyperparameters": {"epochs": 1, "weightDecay": 0}}),
     # Types, bounds, unknown names.
     Case("an unknown field", {"method.lora.rnak": 8}, "rnak"),
@@ -284,6 +285,11 @@ CASES: tuple[Case, ...] = (
         {"hyperparameters": {"globalBatchSize": 8}, "distributed": {"nodes": 3}},
         "multiple of microBatchSize",
     ),
+    Case(
+        "an automatic micro-batch of an indivisible batch",
+        {"hyperparameters": {"globalBatchSize": 8, "microBatchSize": "auto"}, "distributed": {"nodes": 3}},
+        "multiple of microBatchSize",
+    ),
     Case("offload without zero", {"distributed": {"offload": "optimizer", "strategy": "ddp"}}, "offload is DeepSpeed"),
     Case("an adapter on the output head", {"method.lora.targetModules": ["lm_head"]}, "output head"),
     Case("a local model on a cluster", {"model.source": "file:///models/x"}, "file:// is this machine's disk"),
@@ -296,7 +302,6 @@ CASES: tuple[Case, ...] = (
     Case("a template of one's own", {"template": {"ref": "mine"}}, LATER),
     Case("thinking", {"template": {"thinking": "enabled"}}, LATER),
     Case("unsloth", {"acceleration": {"unsloth": True}}, LATER),
-    Case("an automatic micro-batch", {"hyperparameters": {"microBatchSize": "auto"}}, LATER),
     Case("two nodes", {"distributed": {"nodes": 2}}, LATER),
     Case("two GPUs", {"distributed": {"gpusPerNode": 2}}, LATER),
     Case("a strategy", {"distributed": {"strategy": "zero2"}}, LATER),

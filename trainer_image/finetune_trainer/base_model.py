@@ -29,7 +29,7 @@ class BaseModel:
 
     architecture: str
     parameters: int | None
-    """None where the weights are pickles, which have no header to read."""
+    """None where the weights are pickles, which have no header to read, or hold several values a number."""
     vocabulary: int | None
     longest: int | None
     """Positions that it was made for."""
@@ -70,9 +70,11 @@ def inspect_model(directory: Path, *, trust_remote_code: bool, allow_pickle: boo
                 "allows it"
             ) from error
         raise _invalid(f"its config.json cannot be used: {error}") from error
+    parameters = _parameters(directory, allow_pickle=allow_pickle)
+    packed = getattr(config, "quantization_config", None) is not None
     return BaseModel(
         architecture=_architecture(config),
-        parameters=_parameters(directory, allow_pickle=allow_pickle),
+        parameters=None if packed else parameters,
         vocabulary=getattr(config, "vocab_size", None),
         longest=getattr(config, "max_position_embeddings", None),
     )

@@ -120,7 +120,7 @@ def count_parameters(config: TrainerConfig, directory: Path) -> tuple[int, int]:
         method = config.method.model_copy(update={"lora": lora.model_copy(update={"init": "default"})})
     else:
         method = config.method
-    model = _with_method(model, method, linear_names(model))
+    model = _with_method(model, method)
     return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -202,10 +202,10 @@ def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
     return TrainerError(ExitCode.MODEL_INVALID, f"{config.model.uri} {what}: {_first_line(error)}")
 
 
-def _with_method(model: PreTrainedModel, method: MethodSpec, linear: list[str]) -> Any:
+def _with_method(model: PreTrainedModel, method: MethodSpec, linear: list[str] | None = None) -> Any:
     """``model`` with what ``method`` trains: adapters added, or some weights frozen."""
     if method.lora is not None:
-        return add_adapters(model, method.lora, linear)
+        return add_adapters(model, method.lora, linear_names(model) if linear is None else linear)
     if method.freeze is not None:
         freeze(model, method.freeze)
         train_head(model)

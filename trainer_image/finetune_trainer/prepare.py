@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from finetune_api.failures import ExitCode
 from finetune_api.reports import TerminationReport
-from finetune_api.status import DatasetStatus, DroppedRows, ModelStatus
+from finetune_api.status import DatasetStatus, DroppedRows, MemoryStatus, ModelStatus
 from finetune_api.trainer_config import TrainerConfig
 
 from finetune_trainer.base_model import BaseModel, inspect_model
@@ -25,6 +25,7 @@ from finetune_trainer.encode import TOO_LONG, DroppedError, Encoded
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.files import sha256_file
 from finetune_trainer.log import log
+from finetune_trainer.memory import auto_without_estimate, describe, expected_memory, longest_sequence, read_shape
 from finetune_trainer.packing import pack
 from finetune_trainer.prepared import (
     LAYOUT,
@@ -60,12 +61,19 @@ def prepare(config: TrainerConfig) -> TerminationReport:
         find_template(config.template.name)  # a wrong name shows before gigabytes are fetched
     sources = find_sources(config)
     found = find_model(config.model, cache)
-    base = inspect_model(
-        found.directory, trust_remote_code=config.model.trust_remote_code, allow_pickle=config.model.allow_pickle
-    )
+    trusted = {
+        "trust_remote_code": config.model.trust_remote_code,
+        "allow_pickle": config.model.allow_pickle,
+    }
+    base = inspect_model(found.directory, **trusted)
     weights = trainable_weights(config, found.directory, found.digest)
+    if weights != found.directory:
+        base = inspect_model(weights, **trusted)
     model = ModelStatus(parameters=base.parameters, digest=found.digest, architecture=base.architecture)
     log.info("model %s: %s, %s parameters", config.model.uri, base.architecture, _number(base.parameters))
+    shape = read_shape(weights, config.method, base.parameters)
+    if shape is None and config.hyperparameters.micro_batch_size == "auto":
+        raise auto_without_estimate(config)
     tokenizer = load_tokenizer(found.directory, trust_remote_code=config.model.trust_remote_code)
     wording = find_wording(config, tokenizer)
 
@@ -95,7 +103,12 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     }
     with writing_to(output, "output"):
         write_handover(config, handover, weights)
-    return TerminationReport(step="prepare", dataset=dataset, model=model)
+    memory = None
+    if shape is not None:
+        expected = expected_memory(config, shape, longest_sequence(config, directory))
+        log.info("memory: %s", describe(expected))
+        memory = MemoryStatus(estimate=expected)
+    return TerminationReport(step="prepare", dataset=dataset, model=model, memory=memory)
 
 
 class _Filling:

@@ -57,7 +57,9 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
     if config.precision == "fp16" and spread.gpus_per_node == 0:
         yield "spec.precision: fp16 needs a GPU"
     micro = numbers.micro_batch_size
-    if not isinstance(micro, int) or micro < 1:
+    if micro == "auto":
+        pass  # a number comes of it when the device is there
+    elif not isinstance(micro, int) or micro < 1:
         yield f"spec.hyperparameters.microBatchSize: must be a positive number, not {micro!r}"
     elif numbers.global_batch_size % micro:
         yield (

@@ -7,7 +7,7 @@ newest complete checkpoint is gone on from, measurements taken before the first 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from finetune_trainer.interruption import Interruption
 from finetune_trainer.kernels import fuses_loss, offloading
 from finetune_trainer.log import log
 from finetune_trainer.loop import FineTuner, Meter
+from finetune_trainer.memory import advice, describe, fit_to_device
 from finetune_trainer.merging import merge
 from finetune_trainer.model import Loaded, choose_device, load_model
 from finetune_trainer.prepared import Prepared, load_prepared
@@ -81,7 +82,10 @@ def train(
 def _attempt(
     config: TrainerConfig, attempt: int, interrupted: Interruption, known: dict[str, object]
 ) -> TerminationReport:
+    config, memory = fit_to_device(config, load_prepared(config), choose_device(config))
+    known["memory"] = memory
     run = _Run.prepare(config, attempt, interrupted)
+    run.memory = memory
     try:
         return run.go()
     finally:
@@ -93,11 +97,14 @@ def _attempt(
 def _out_of_memory(config: TrainerConfig, known: dict[str, object], error: torch.OutOfMemoryError) -> TrainerError:
     progress = known.get("progress")
     where = f"after step {progress.step}" if isinstance(progress, Progress) else "while the model was loaded"
+    memory = known.get("memory")
+    told = memory.estimate if isinstance(memory, MemoryStatus) else None
+    expected = f" Expected were {describe(told)}." if told else ""
+    used = told.micro_batch_size if told else config.hyperparameters.micro_batch_size
     return TrainerError(
         ExitCode.CUDA_OUT_OF_MEMORY,
-        f"the GPU is out of memory {where}: {str(error).split('. ')[0]}. Lower hyperparameters.microBatchSize "
-        f"({config.hyperparameters.micro_batch_size}) or dataset.maxLength ({config.max_length}), or set "
-        "acceleration.gradientCheckpointing",
+        f"the GPU is out of memory {where}, at hyperparameters.microBatchSize {used}: {str(error).split('. ')[0]}."
+        f"{expected} {advice(config)}",
     )
 
 
@@ -127,6 +134,7 @@ class _Run:
     checkpoints: Checkpoints
     progress: ProgressLog
     interrupted: Interruption
+    memory: MemoryStatus = field(default_factory=MemoryStatus)
 
     @classmethod
     def prepare(cls, config: TrainerConfig, attempt: int, interrupted: Interruption) -> _Run:
@@ -185,7 +193,7 @@ class _Run:
         return TerminationReport(
             step="train",
             model=self.loaded.status,
-            memory=MemoryStatus(measured=last.peak_memory_bytes),
+            memory=self.memory.model_copy(update={"measured": last.peak_memory_bytes}),
             acceleration=self.loaded.acceleration,
             progress=last,
             checkpoint=self.progress.checkpoint,
