@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from finetune_api.reports import ExportReport
 from finetune_api.status import Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
@@ -35,7 +36,13 @@ class Facts:
 
 
 def export(
-    model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig, facts: Facts, *, history: Path
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainerConfig,
+    facts: Facts,
+    *,
+    history: Path,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> ExportReport:
     """Write ``<output>/adapter`` or ``<output>/model``, whole or not at all.
 
@@ -45,6 +52,7 @@ def export(
         config: the job's.
         facts: for the card.
         history: ``progress.jsonl``, for the picture of the loss.
+        weights: the model's, where ``model`` itself does not hold them whole or as trained.
 
     Raises:
         TrainerError: the output volume is full or cannot be written.
@@ -57,7 +65,8 @@ def export(
             # Masters are fp32; what is delivered is what a server would load.
             model.to(DTYPES[config.precision])
             model.config.use_cache = True
-        model.save_pretrained(aside, safe_serialization=True)
+            weights = weights and {name: value.to(DTYPES[config.precision]) for name, value in weights.items()}
+        model.save_pretrained(aside, safe_serialization=True, state_dict=weights)
         tokenizer.save_pretrained(aside)
         generation_config(model, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
         if name == "adapter":

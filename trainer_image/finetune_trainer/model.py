@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.freezing import freeze
 from finetune_trainer.log import log
+from finetune_trainer.spread import size_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """torch's type by the API's name."""
@@ -56,22 +57,23 @@ def choose_device(config: TrainerConfig) -> torch.device:
     return torch.device("cuda")
 
 
-def load_model(config: TrainerConfig, directory: Path, device: torch.device) -> Loaded:
+def load_model(config: TrainerConfig, directory: Path, device: torch.device, *, masters: bool = True) -> Loaded:
     """Load the base model and add what the method trains.
 
     Weights that are trained are held in fp32, whatever the arithmetic runs in (autocast): bf16 masters lose small
-    updates (Micikevicius et al., arXiv 1710.03740). A frozen base is held in ``precision``.
+    updates (Micikevicius et al., arXiv 1710.03740). A frozen base is held in ``precision``, and without ``masters``,
+    where DeepSpeed makes its own, everything is.
 
     Raises:
         TrainerError: MODEL_INVALID, METHOD_INVALID or ACCELERATION_UNAVAILABLE.
     """
     frozen = config.method.full is None
-    dtype = DTYPES[config.precision] if frozen else torch.float32
+    dtype = DTYPES[config.precision] if frozen or not masters else torch.float32
     model, attention = _load(config, directory, dtype)
     model.config.use_cache = False
-    total = sum(parameter.numel() for parameter in model.parameters())
-    model = _with_method(model, config.method)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(size_of(parameter) for parameter in model.parameters())
+    model = _with_method(model, config.method, masters=masters)
+    trainable = sum(size_of(parameter) for parameter in model.parameters() if parameter.requires_grad)
     model.to(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     kernels = ["gradient-checkpointing"] if config.acceleration.gradient_checkpointing else []
@@ -133,16 +135,16 @@ def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
     )
 
 
-def _with_method(model: PreTrainedModel, method: MethodSpec) -> Any:
+def _with_method(model: PreTrainedModel, method: MethodSpec, *, masters: bool = True) -> Any:
     """``model`` with what ``method`` trains: adapters added, or some weights frozen."""
     if method.lora is not None:
-        return _with_lora(model, method.lora)
+        return _with_lora(model, method.lora, masters=masters)
     if method.freeze is not None:
         freeze(model, method.freeze)
     return model
 
 
-def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
+def _with_lora(model: PreTrainedModel, method: LoraMethod, *, masters: bool) -> Any:
     modules = {name: part for name, part in model.named_modules() if name}
     linear = [name for name, part in modules.items() if isinstance(part, nn.Linear)]
     _check_names("targetModules", method.target_modules, linear)
@@ -158,7 +160,7 @@ def _with_lora(model: PreTrainedModel, method: LoraMethod) -> Any:
         init_lora_weights=True if method.init == "default" else method.init,
         modules_to_save=list(method.modules_to_save) or None,
     )
-    return get_peft_model(model, settings)
+    return get_peft_model(model, settings, autocast_adapter_dtype=masters)
 
 
 def _check_names(field: str, wanted: list[str], names: list[str]) -> None:

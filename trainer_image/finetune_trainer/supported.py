@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 
+from finetune_trainer.deepspeed_config import owned_keys
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.strategy import processes
 
 
 def check_supported(config: TrainerConfig) -> None:
@@ -53,15 +55,14 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
     micro = numbers.micro_batch_size
     if not isinstance(micro, int) or micro < 1:
         yield f"spec.hyperparameters.microBatchSize: must be a positive number, not {micro!r}"
-    elif numbers.global_batch_size % micro:
+    elif numbers.global_batch_size % (micro * processes(config)):
         yield (
             f"spec.hyperparameters.globalBatchSize: {numbers.global_batch_size} is no multiple of "
-            f"microBatchSize {micro}"
+            f"microBatchSize {micro} x {processes(config)} devices"
         )
-    if spread.nodes > 1 or spread.gpus_per_node > 1 or spread.sequence_parallel > 1:
-        yield "spec.distributed: more than one device is not supported yet"
-    if spread.strategy != "auto" or spread.offload != "none" or spread.deepspeed is not None:
-        yield "spec.distributed: strategy, offload and deepspeed are not supported yet"
+    if spread.sequence_parallel > 1:
+        yield "spec.distributed.sequenceParallel is not supported yet"
+    yield from owned_keys(spread.deepspeed or {})
     if config.template.ref is not None or config.template.thinking != "auto":
         yield "spec.template: ref and thinking are not supported yet"
     if config.template.mask_history and config.template.train_on_prompt:
