@@ -72,6 +72,7 @@ def _indivisible_batch(data: Data) -> bool:
 _FULL, _FREEZE, _LORA = Present("method.full"), Present("method.freeze"), Present("method.lora")
 _QUANTIZED = Present("quantization")
 _SHARDED = OneOf("distributed.strategy", ("zero3", "fsdp2"))
+_FSDP = OneOf("distributed.strategy", ("fsdp2",))
 _MICRO = "self.hyperparameters.microBatchSize"
 _DEVICES = "(self.distributed.nodes * (self.distributed.gpusPerNode > 0 ? self.distributed.gpusPerNode : 1))"
 
@@ -215,6 +216,37 @@ CONFLICTS: tuple[Rule, ...] = (
         "offload is DeepSpeed's; use strategy zero2 or zero3",
     ),
     Rule(
+        "distributed.offload",
+        both(OneOf("distributed.offload", ("parameters",)), OneOf("distributed.strategy", ("zero1", "zero2"))),
+        "only zero3 can hold parameters in host memory; use it, or offload: optimizer",
+    ),
+    Rule(
+        "distributed.offload",
+        both(
+            OneOf("distributed.offload", ("optimizer", "parameters")),
+            OneOf("hyperparameters.optimizer", ("adamw8bit", "paged_adamw8bit")),
+        ),
+        "bitsandbytes' optimizers cannot update state in host memory; use adamw, or offload: none",
+    ),
+    Rule(
+        "distributed.deepspeed",
+        both(
+            Present("distributed.deepspeed"),
+            Not(OneOf("distributed.strategy", ("zero1", "zero2", "zero3"))),
+        ),
+        "raw DeepSpeed settings need a strategy of DeepSpeed's by name: zero1, zero2 or zero3",
+    ),
+    Rule(
+        "distributed.strategy",
+        both(_FSDP, OneOf("distributed.gpusPerNode", (0,))),
+        "fsdp2 needs GPUs; use ddp, zero2 or zero3 on CPUs",
+    ),
+    Rule(
+        "distributed.strategy",
+        both(_FSDP, either(_FREEZE, _QUANTIZED, OneOf("precision", ("fp16",)))),
+        "fsdp2 trains full and lora, unquantized, in bf16 or fp32; use zero3 or zero2",
+    ),
+    Rule(
         "method.lora.targetModules",
         Custom(
             lambda data: "lm_head" in (lookup(data, "method.lora.targetModules") or []),
@@ -276,10 +308,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
     ),
     _later("hyperparameters.optimizer", Not(OneOf("hyperparameters.optimizer", ("adamw",))), "use adamw"),
     _later("distributed.nodes", MoreThan("distributed.nodes", 1), "use one node"),
-    _later("distributed.gpusPerNode", MoreThan("distributed.gpusPerNode", 1), "use at most one GPU"),
-    _later("distributed.strategy", Not(OneOf("distributed.strategy", ("auto",))), "leave it auto"),
-    _later("distributed.offload", Not(OneOf("distributed.offload", ("none",))), "leave it none"),
-    _later("distributed.deepspeed", Present("distributed.deepspeed"), "leave it unset"),
     _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
     _later("scheduling.queueName", Present("scheduling.queueName"), "leave it unset"),
     _later("output.push", Present("output.push"), "fetch the result with finetune fetch"),

@@ -108,6 +108,15 @@ CASES: tuple[Case, ...] = (
     ),
     Case("a merge", {"output": {"merge": {"dtype": "fp16"}}}),
     Case("half precision on a GPU", {"precision": "fp16", "distributed": {"gpusPerNode": 1}}),
+    Case("two GPUs", {"distributed": {"gpusPerNode": 2}}),
+    Case("a strategy on one CPU", {"distributed": {"strategy": "zero2"}}),
+    Case("weights in host memory", {"distributed": {"strategy": "zero3", "offload": "parameters", "gpusPerNode": 1}}),
+    Case("offload by the strategy that is found", {"distributed": {"offload": "optimizer", "gpusPerNode": 4}}),
+    Case(
+        "raw deepspeed",
+        {"distributed": {"strategy": "zero2", "deepspeed": {"zero_optimization": {"overlap_comm": True}}}},
+    ),
+    Case("fsdp2", {"method": {"full": {}}, "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}}),
     Case("integers where floats are meant", {"hyperparameters": {"epochs": 1, "weightDecay": 0}}),
     # Types, bounds, unknown names.
     Case("an unknown field", {"method.lora.rnak": 8}, "rnak"),
@@ -181,6 +190,35 @@ CASES: tuple[Case, ...] = (
         "multiple of microBatchSize",
     ),
     Case("offload without zero", {"distributed": {"offload": "optimizer", "strategy": "ddp"}}, "offload is DeepSpeed"),
+    Case(
+        "parameters in host memory under zero2",
+        {"distributed": {"strategy": "zero2", "offload": "parameters"}},
+        "only zero3 can hold parameters",
+    ),
+    Case(
+        "an 8-bit optimizer in host memory",
+        {"hyperparameters": {"optimizer": "adamw8bit"}, "distributed": {"strategy": "zero2", "offload": "optimizer"}},
+        "cannot update state in host memory",
+    ),
+    Case(
+        "raw deepspeed without deepspeed", {"distributed": {"deepspeed": {"a": 1}}}, "strategy of DeepSpeed's by name"
+    ),
+    Case("fsdp2 on CPUs", {"distributed": {"strategy": "fsdp2"}}, "fsdp2 needs GPUs"),
+    Case(
+        "fsdp2 of some layers",
+        {"method": {"freeze": {}}, "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}},
+        "fsdp2 trains full and lora",
+    ),
+    Case(
+        "fsdp2 on 4 bits",
+        {"quantization": {"bits": 4}, "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}},
+        "fsdp2 trains full and lora",
+    ),
+    Case(
+        "fsdp2 in half precision",
+        {"precision": "fp16", "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}},
+        "fsdp2 trains full and lora",
+    ),
     Case("an adapter on the output head", {"method.lora.targetModules": ["lm_head"]}, "output head"),
     Case("a local model on a cluster", {"model.source": "file:///models/x"}, "file:// is this machine's disk"),
     Case("local data on a cluster", {SOURCE: {"uri": "file:///rows.jsonl"}}, "file:// is this machine's disk"),
@@ -204,10 +242,6 @@ CASES: tuple[Case, ...] = (
     Case("an automatic micro-batch", {"hyperparameters": {"microBatchSize": "auto"}}, LATER),
     Case("an 8-bit optimizer", {"hyperparameters": {"optimizer": "adamw8bit"}}, LATER),
     Case("two nodes", {"distributed": {"nodes": 2}}, LATER),
-    Case("two GPUs", {"distributed": {"gpusPerNode": 2}}, LATER),
-    Case("a strategy", {"distributed": {"strategy": "zero2"}}, LATER),
-    Case("offload", {"distributed": {"strategy": "zero2", "offload": "optimizer"}}, LATER),
-    Case("raw deepspeed", {"distributed": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, LATER),
     Case("sequence parallelism", {"distributed": {"sequenceParallel": 2}}, LATER),
     Case("a queue", {"scheduling": {"queueName": "q"}}, LATER),
     Case("a push", {"output": {"push": {"uri": "hf://org/tuned"}}}, LATER),

@@ -137,6 +137,11 @@ class FineTuner(Trainer):
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         self.begin()
 
+    def settle(self) -> None:
+        """Give back what ZeRO-3 fetched ahead: a parameter in flight cannot be gathered."""
+        if self.deepspeed is not None:
+            self.deepspeed.empty_partition_cache()
+
     def begin(self) -> None:
         """Report where this attempt starts: with the loss of the step that its checkpoint was written at."""
         if self._first is not None:

@@ -94,8 +94,9 @@ class Spread:
         return known.model_copy(update={"strategy": self.strategy.name, "devices": self.world.size, "offload": offload})
 
     def whole_weights(self, model: Any) -> dict[str, torch.Tensor] | None:
-        """All weights of ``model`` on the CPU of the main process, gathered one by one; None where the model is whole
-        as it is, and empty on other processes. Every process must call it.
+        """The weights that are delivered, on the CPU of the main process, gathered one by one: all of ``model``, but
+        under LoRA only what is trained. None where the model is whole as it is, and empty on other processes. Every
+        process must call it.
 
         Trained weights come as the optimizer holds them, in fp32.
         """
@@ -104,6 +105,8 @@ class Spread:
         state: dict[str, torch.Tensor] = {}
         seen: dict[int, torch.Tensor] = {}
         for name, value in model.state_dict(keep_vars=True).items():
+            if self._config.method.lora is not None and not value.requires_grad:
+                continue
             if id(value) not in seen:
                 whole = _gather(value)
                 seen[id(value)] = whole.detach().cpu().clone() if self.world.main else torch.empty(0)

@@ -62,7 +62,7 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
         )
     if spread.sequence_parallel > 1:
         yield "spec.distributed.sequenceParallel is not supported yet"
-    yield from owned_keys(spread.deepspeed or {})
+    yield from _spread_problems(config)
     if config.template.ref is not None or config.template.thinking != "auto":
         yield "spec.template: ref and thinking are not supported yet"
     if config.template.mask_history and config.template.train_on_prompt:
@@ -76,3 +76,21 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
             yield f"spec.dataset.sources[{index}].weight is not supported yet, leave it 1"
     if not config.sources:
         yield "spec.dataset.sources: names no data"
+
+
+def _spread_problems(config: TrainerConfig) -> Iterator[str]:
+    """As the rules table has it for the API."""
+    spread = config.distributed
+    zero = spread.strategy in ("zero1", "zero2", "zero3")
+    if spread.offload != "none" and not zero and spread.strategy != "auto":
+        yield f"spec.distributed.offload: {spread.strategy} has none; use strategy zero2 or zero3"
+    if spread.offload == "parameters" and spread.strategy in ("zero1", "zero2"):
+        yield "spec.distributed.offload: only zero3 can hold parameters in host memory"
+    if spread.deepspeed is not None and not zero:
+        yield "spec.distributed.deepspeed: needs strategy zero1, zero2 or zero3"
+    yield from owned_keys(spread.deepspeed or {})
+    if spread.strategy == "fsdp2":
+        if spread.gpus_per_node == 0:
+            yield "spec.distributed.strategy: fsdp2 needs GPUs; use ddp, zero2 or zero3 on CPUs"
+        if config.method.freeze is not None or config.quantization is not None or config.precision == "fp16":
+            yield "spec.distributed.strategy: fsdp2 trains full and lora, unquantized, in bf16 or fp32"

@@ -165,6 +165,7 @@ class _Run:
         self.fit(trainer, start)
         last = self.measure(trainer, meter)
         samples = self.samples(self.measured, self.answer())
+        trainer.settle()
         weights = self.spread.whole_weights(self.loaded.model)
         result = self.deliver(last, samples, weights) if self.world.main else None
         return TerminationReport(
