@@ -111,11 +111,11 @@ def _failed(step: str, code: ExitCode, message: str, known: dict[str, object]) -
 
 
 def _crashed(step: str, error: Exception, known: dict[str, object]) -> TerminationReport:
-    log.error("%s", "".join(traceback.format_exception(error)).rstrip())
     message = f"{type(error).__name__}: {error}".strip()
     if is_worker() and lost_peer(error):
-        told = f"another process of the training ended or fell silent; what was noticed here: {message}"
+        told = f"another process of the training ended or fell silent; noticed here: {message[:300]}"
         return _failed(step, ExitCode.COLLECTIVE_TIMEOUT, told, known)
+    log.error("%s", "".join(traceback.format_exception(error)).rstrip())
     return _failed(step, ExitCode.TRAINER_CRASH, message, known)
 
 

@@ -6,6 +6,7 @@ Nothing is restarted here: the ranks of an attempt live and die together, and th
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -114,6 +115,8 @@ def _run(config: TrainerConfig, place: Place, local: int, path: Path) -> dict[in
     from torch.distributed.elastic.rendezvous.api import RendezvousError  # noqa: PLC0415
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
 
+    # It tells of every exit code at length; the reports say more.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     nodes = config.distributed.nodes
     settings: dict[str, Any] = {"rank": place.node, "timeout": RENDEZVOUS_SECONDS}
     elastic = LaunchConfig(

@@ -12,7 +12,6 @@ from finetune_api.failures import ExitCode
 from finetune_trainer import cli
 from finetune_trainer import log as logs
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.log import log
 from finetune_trainer.peers import DIRECTORY_ENV, Peers
 
 
@@ -29,9 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     if peers.enter(rank):
         interrupted.tell()
     report = cli.run("train", chosen.config, interrupted)
-    if report.message:
-        # Rank 0 says it for all where all say the same; the launcher says it once more for the node.
-        log.error("%s", report.message)
+    if report.message:  # the launcher says it, once for the node
         report = report.model_copy(update={"log_tail": report.log_tail or logs.tail(), "rank": rank})
     peers.leave(rank, report)
     sys.stdout.flush()
