@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from trainings import at, configure, output_of
 from transformers import AutoModelForCausalLM
 
-STEPS = {"maxSteps": 5, "globalBatchSize": 4, "microBatchSize": 1, "learningRate": 0.01}
+STEPS = {"maxSteps": 4, "globalBatchSize": 4, "microBatchSize": 1, "learningRate": 0.01}
 METHODS: dict[str, dict[str, Any]] = {
     # All that reaches into the weights at once: copies of modules, two learning rates, recomputed activations.
     "lora": {"lora": {"rank": 4, "modulesToSave": ["norm"], "loraPlusRatio": 4.0}},
@@ -40,7 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 CASES = [
     *(("lora", strategy) for strategy in ("ddp", "zero2", "zero3")),
-    *(("full", strategy) for strategy in ("ddp", "zero2", "zero3")),
+    *(("full", strategy) for strategy in ("zero2", "zero3")),
     ("freeze", "zero3"),
 ]
 
@@ -90,7 +90,7 @@ def weights(config: TrainerConfig) -> dict[str, torch.Tensor]:
 def test_two_processes_learn_what_one_does(runs: Runs, method: str, strategy: str) -> None:
     (alone, first), (spread, second) = runs.of(method, "one"), runs.of(method, strategy)
     one, two = read_history(output_of(alone, FILE)), read_history(output_of(spread, FILE))
-    assert [report.step for report in one] == [report.step for report in two] == [0, 1, 2, 3, 4, 5]
+    assert [report.step for report in one] == [report.step for report in two] == [0, 1, 2, 3, 4]
     for before, after in zip(one, two, strict=True):
         assert after.loss == pytest.approx(before.loss, abs=1e-5)
         assert after.eval_loss == pytest.approx(before.eval_loss, abs=1e-5)
@@ -125,11 +125,14 @@ def test_what_is_delivered_loads_without_deepspeed(runs: Runs, method: str, stra
             assert float(token_losses(model, batch).mean()) == pytest.approx(report.progress.eval_loss, rel=1e-4)
 
 
-@pytest.mark.parametrize(("method", "strategy"), [("lora", "ddp"), ("full", "zero2"), ("lora", "zero3")])
+@pytest.mark.parametrize(("method", "strategy"), [("full", "zero2"), ("lora", "zero3")])
 def test_a_crash_goes_on_to_the_same_weights(
     runs: Runs, method: str, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edits = {"method": {"lora": {"rank": 4, "dropout": 0.1}}} if method == "lora" else {}
+    # Five steps: the last ends an epoch, whose batches do not share out evenly.
+    edits: dict[str, Any] = {"hyperparameters": {**STEPS, "maxSteps": 5}}
+    if method == "lora":
+        edits["method"] = {"lora": {"rank": 4, "dropout": 0.1}}
     config = runs.configure(f"crash-{method}-{strategy}", method, strategy, **edits)
     whole = at(config, runs.directory / f"whole-{method}-{strategy}")
     assert run_ranks(whole, runs.directory).exit_code == ExitCode.OK
