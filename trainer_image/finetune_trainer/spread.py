@@ -48,8 +48,9 @@ class Spread:
 
     @property
     def checkpoints_activations(self) -> bool:
-        """Whether the strategy recomputes activations by itself where that is asked for."""
-        return self.strategy.name == "fsdp2"
+        """Whether the strategy recomputes activations by itself where that is asked for. FSDP2 does, but for adapters:
+        it wraps layers for that, and peft no longer finds its own by name."""
+        return self.strategy.name == "fsdp2" and self._config.method.lora is None
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
@@ -83,7 +84,8 @@ class Spread:
             # Each process writes its shards: no device ever holds the whole optimizer state.
             "state_dict_type": "SHARDED_STATE_DICT",
             "cpu_ram_efficient_loading": False,
-            "activation_checkpointing": self._config.acceleration.gradient_checkpointing,
+            "activation_checkpointing": self._config.acceleration.gradient_checkpointing
+            and self.checkpoints_activations,
         }
 
     def status(self, known: AccelerationStatus) -> AccelerationStatus:
