@@ -6,10 +6,12 @@ Each worker writes its process id and, at its end, its report into a directory o
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ COLLECTIVE_SECONDS = 1800
 """Longest that a process waits for its peers in one operation. Rank 0 hashes a checkpoint meanwhile, at about a
 gigabyte a second."""
 _TOLD = "told"
+_PR_SET_PDEATHSIG = 1
 _LOST = re.compile(
     r"gloo.*(connection (closed|reset)|timed? ?out|broken pipe|socket|unexpected end)"
     r"|connection (closed|reset) by peer|broken pipe"
@@ -35,6 +38,15 @@ _LOST = re.compile(
 def is_worker() -> bool:
     """Whether the launcher started this process."""
     return DIRECTORY_ENV in os.environ
+
+
+def die_with_parent() -> None:
+    """Be killed when the launcher is: it has no time to end its workers then, and they would hold their GPUs."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def lost_peer(error: BaseException) -> bool:

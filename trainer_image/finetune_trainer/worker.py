@@ -12,7 +12,7 @@ from finetune_api.failures import ExitCode
 from finetune_trainer import cli
 from finetune_trainer import log as logs
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.peers import DIRECTORY_ENV, Peers
+from finetune_trainer.peers import DIRECTORY_ENV, Peers, die_with_parent
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="finetune-train worker", description="One rank of a training.")
     parser.add_argument("--config", type=Path, required=True)
     chosen = parser.parse_args(arguments)
+    die_with_parent()
     rank = int(os.environ["RANK"])
     logs.set_up(rank)
     interrupted = Interruption()

@@ -13,7 +13,7 @@ from finetune_api.trainer_config import COORDINATOR_ENV, NODE_RANK_ENV, TrainerC
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.launch import find_place, needed
-from finetune_trainer.peers import Ended, Peers, lost_peer, verdict
+from finetune_trainer.peers import Ended, Peers, die_with_parent, lost_peer, verdict
 
 
 def ended(rank: int, code: int, time: float = 0.0) -> Ended:
@@ -112,6 +112,23 @@ def test_signals_are_passed_on_also_one_that_came_before() -> None:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
     assert len(calls) == 2
+
+
+def test_a_worker_dies_with_its_launcher() -> None:
+    read, write = os.pipe()
+    launcher = os.fork()
+    if launcher == 0:
+        if os.fork() == 0:
+            die_with_parent()
+            os.write(write, b"ready")
+        while True:
+            signal.pause()
+    os.close(write)
+    assert os.read(read, 5) == b"ready"
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    assert os.read(read, 1) == b""  # no process holds the other end
+    os.close(read)
 
 
 def config(**distributed: object) -> TrainerConfig:
