@@ -46,6 +46,9 @@ from finetune_trainer.interruption import Interruption  # noqa: E402
 from finetune_trainer.loop import Meter  # noqa: E402
 from finetune_trainer.prepared import Sequence as Tokens  # noqa: E402
 from finetune_trainer.progress import ProgressLog  # noqa: E402
+from finetune_trainer.spread import Spread  # noqa: E402
+from finetune_trainer.steps import count_steps  # noqa: E402
+from finetune_trainer.world import ALONE  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from transformers.trainer_utils import SaveStrategy  # noqa: E402
@@ -145,12 +148,13 @@ def build(case: Case, config: TrainerConfig, shape: dict[str, Any], device: str)
     if case.method == "qlora":
         quantize(model)
     model.config.use_cache = False
+    kernels = models.apply_kernels(config, model, torch.device(device))
     model = models._with_method(model, config.method)  # noqa: SLF001 - what is measured
     model.to(device)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return models.Loaded(
         model,
-        AccelerationStatus(device=device, attention="sdpa", precision=config.precision),
+        AccelerationStatus(device=device, attention="sdpa", precision=config.precision, kernels=kernels),
         ModelStatus(trainable_parameters=trained),
     )
 
@@ -220,18 +224,22 @@ def train(case: Case, config: TrainerConfig, shape: dict[str, Any], device: str)
     loaded = build(case, config, shape, device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    data = Random(case.micro_batch * STEPS, case.length, shape["vocab_size"])
+    steps = count_steps(config.hyperparameters, len(data))
     attempt = training._Run(  # noqa: SLF001 - the attempt without what surrounds its steps
         config=config,
-        prepared=SimpleNamespace(train=Random(case.micro_batch * STEPS, case.length, shape["vocab_size"])),  # type: ignore[arg-type]
+        prepared=SimpleNamespace(train=data),  # type: ignore[arg-type]
         tokenizer=None,  # type: ignore[arg-type]
         loaded=loaded,
-        collator=Collator(0, packed=False),
+        collator=Collator(0, packed=False, fused_loss=bool(loaded.acceleration.kernels)),
         checkpoints=Checkpoints(output, keep=1),
         progress=ProgressLog(output, 1, None),
         interrupted=Interruption(),
+        steps=steps,
+        spread=Spread.plan(config, ALONE, steps),
     )
     try:
-        trainer = attempt.trainer(Meter())
+        trainer = attempt.trainer(Meter(), None)
         trainer.args.save_strategy = SaveStrategy.NO
         trainer.train()
     finally:

@@ -217,17 +217,16 @@ def run_ours(case: Case, model: Path, work: Path, length: int, steps: Steps) -> 
             super().begin()
             steps.begin()
 
-        def end(self) -> None:
-            tokens = self._step_tokens
-            super().end()
-            steps.end(tokens)
+        def end(self, tokens: int | None = None) -> None:
+            super().end(tokens)
+            steps.end(self._step_tokens)
 
     train.Meter = Metered  # type: ignore[misc,attr-defined]
     loaded: dict[str, Any] = {}
     load = train.load_model
 
-    def remembered(*arguments: Any) -> Any:
-        loaded["model"] = load(*arguments)
+    def remembered(*arguments: Any, **options: Any) -> Any:
+        loaded["model"] = load(*arguments, **options)
         return loaded["model"]
 
     train.load_model = remembered  # type: ignore[attr-defined]

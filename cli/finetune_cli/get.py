@@ -116,7 +116,10 @@ def _facts(job: FineTuneJob, now: datetime) -> Iterator[tuple[str, str]]:
         yield "Memory", f"estimated {estimate}, measured {words.size(status.memory.measured)}{chosen}"
     if status.acceleration:
         used = status.acceleration
-        yield "Runs on", ", ".join(filter(None, [used.device, used.attention, used.precision, *used.kernels]))
+        spread = f"{used.strategy} on {used.devices} devices" if used.strategy else None
+        held = f"{used.offload} in host memory" if used.offload else None
+        parts = [used.device, spread, held, used.attention, used.precision, *used.kernels]
+        yield "Runs on", ", ".join(filter(None, parts))
     if status.checkpoint:
         since = words.age(status.checkpoint.time, now)
         yield "Checkpoint", f"step {status.checkpoint.step}, {since} ago: {status.checkpoint.path}"

@@ -52,6 +52,7 @@ _FULL, _FREEZE, _LORA = Present("method.full"), Present("method.freeze"), Presen
 _QUANTIZED = Present("quantization")
 _SHARDED = OneOf("distributed.strategy", ("zero3", "fsdp2"))
 _ON_CPU = OneOf("distributed.gpusPerNode", (0,))
+_FSDP = OneOf("distributed.strategy", ("fsdp2",))
 _MICRO = "self.hyperparameters.microBatchSize"
 _DEVICES = "(self.distributed.nodes * (self.distributed.gpusPerNode > 0 ? self.distributed.gpusPerNode : 1))"
 
@@ -169,6 +170,11 @@ CONFLICTS: tuple[Rule, ...] = (
     ),
     Rule(
         "acceleration.compile",
+        both(OneOf("acceleration.compile", (True,)), OneOf("distributed.strategy", ("zero3",))),
+        "layers whose weights ZeRO-3 shares out cannot be compiled; leave it false, or use fsdp2, zero2 or ddp",
+    ),
+    Rule(
+        "acceleration.compile",
         both(OneOf("acceleration.compile", (True,)), OneOf("quantization.method", ("hqq",))),
         "HQQ's layers cannot be compiled with adapters on them; leave it false, or use bitsandbytes",
     ),
@@ -231,6 +237,37 @@ CONFLICTS: tuple[Rule, ...] = (
         "offload is DeepSpeed's; use strategy zero2 or zero3",
     ),
     Rule(
+        "distributed.offload",
+        both(OneOf("distributed.offload", ("parameters",)), OneOf("distributed.strategy", ("zero1", "zero2"))),
+        "only zero3 can hold parameters in host memory; use it, or offload: optimizer",
+    ),
+    Rule(
+        "distributed.offload",
+        both(
+            OneOf("distributed.offload", ("optimizer", "parameters")),
+            OneOf("hyperparameters.optimizer", ("adamw8bit", "paged_adamw8bit")),
+        ),
+        "bitsandbytes' optimizers cannot update state in host memory; use adamw, or offload: none",
+    ),
+    Rule(
+        "distributed.deepspeed",
+        both(
+            Present("distributed.deepspeed"),
+            Not(OneOf("distributed.strategy", ("zero1", "zero2", "zero3"))),
+        ),
+        "raw DeepSpeed settings need a strategy of DeepSpeed's by name: zero1, zero2 or zero3",
+    ),
+    Rule(
+        "distributed.strategy",
+        both(_FSDP, OneOf("distributed.gpusPerNode", (0,))),
+        "fsdp2 needs GPUs; use ddp, zero2 or zero3 on CPUs",
+    ),
+    Rule(
+        "distributed.strategy",
+        both(_FSDP, either(_FREEZE, _QUANTIZED, OneOf("precision", ("fp16",)))),
+        "fsdp2 trains full and lora, unquantized, in bf16 or fp32; use zero3 or zero2",
+    ),
+    Rule(
         "method.lora.targetModules",
         Custom(
             lambda data: "lm_head" in (lookup(data, "method.lora.targetModules") or []),
@@ -273,10 +310,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("template.thinking", Not(OneOf("template.thinking", ("auto",))), "leave it auto"),
     _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),
     _later("distributed.nodes", MoreThan("distributed.nodes", 1), "use one node"),
-    _later("distributed.gpusPerNode", MoreThan("distributed.gpusPerNode", 1), "use at most one GPU"),
-    _later("distributed.strategy", Not(OneOf("distributed.strategy", ("auto",))), "leave it auto"),
-    _later("distributed.offload", Not(OneOf("distributed.offload", ("none",))), "leave it none"),
-    _later("distributed.deepspeed", Present("distributed.deepspeed"), "leave it unset"),
     _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
     _later("scheduling.queueName", Present("scheduling.queueName"), "leave it unset"),
     _later("output.push", Present("output.push"), "fetch the result with finetune fetch"),

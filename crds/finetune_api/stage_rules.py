@@ -116,6 +116,20 @@ STAGE_RULES: tuple[Rule, ...] = (
         "init: default",
     ),
     Rule(
+        "distributed.strategy",
+        both(OneOf("distributed.strategy", ("zero3", "fsdp2")), _PREFERENCE),
+        "preference stages need the whole model on each device; use ddp, zero2 or auto",
+    ),
+    Rule(
+        "distributed.strategy",
+        both(
+            OneOf("distributed.strategy", ("zero1", "zero2")),
+            OneOf("stage", REFERENCE_STAGES),
+            Not(Present("method.lora")),
+        ),
+        "stages dpo and kto compare with a copy of the trained weights, which only ddp holds whole; use ddp, or lora",
+    ),
+    Rule(
         "evaluation.prompts",
         Custom(
             lambda data: lookup(data, "stage") == "rm" and bool(lookup(data, "evaluation.prompts")),

@@ -176,6 +176,12 @@ class AccelerationStatus(StatusModel):
     """Type that the arithmetic runs in."""
     kernels: Annotated[list[ShortText], Field(max_length=32)] = []
     """Others: liger, compile, …"""
+    strategy: ShortText | None = None
+    """How the work is spread over devices: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`; unset on one device alone."""
+    devices: Count | None = None
+    """Devices in all, one process each."""
+    offload: ShortText | None = None
+    """What is held in host memory: `optimizer` or `parameters`; unset means nothing."""
 
 
 class CheckpointStatus(StatusModel):

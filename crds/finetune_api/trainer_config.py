@@ -30,6 +30,10 @@ ATTEMPT_ENV = "FINETUNE_ATTEMPT"
 PROGRESS_URL_ENV = "FINETUNE_PROGRESS_URL"
 PROGRESS_TOKEN_FILE_ENV = "FINETUNE_PROGRESS_TOKEN_FILE"  # noqa: S105 - a variable's name
 PROGRESS_CA_FILE_ENV = "FINETUNE_PROGRESS_CA_FILE"
+NODE_RANK_ENV = "FINETUNE_NODE_RANK"
+"""Number of this node among `distributed.nodes`, from 0. Needed where there is more than one."""
+COORDINATOR_ENV = "FINETUNE_COORDINATOR"
+"""`host:port` on node 0, where the processes of all nodes meet. Needed where there is more than one node."""
 
 
 class JobIdentity(ApiModel):

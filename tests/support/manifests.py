@@ -134,6 +134,15 @@ CASES: tuple[Case, ...] = (
     Case("a merge", {"output": {"merge": {"dtype": "fp16"}}}),
     Case("half precision on a GPU", {"precision": "fp16", "distributed": {"gpusPerNode": 1}}),
     Case("an automatic micro-batch", {"hyperparameters": {"microBatchSize": "auto"}}),
+    Case("two GPUs", {"distributed": {"gpusPerNode": 2}}),
+    Case("a strategy on one CPU", {"distributed": {"strategy": "zero2"}}),
+    Case("weights in host memory", {"distributed": {"strategy": "zero3", "offload": "parameters", "gpusPerNode": 1}}),
+    Case("offload by the strategy that is found", {"distributed": {"offload": "optimizer", "gpusPerNode": 4}}),
+    Case(
+        "raw deepspeed",
+        {"distributed": {"strategy": "zero2", "deepspeed": {"zero_optimization": {"overlap_comm": True}}}},
+    ),
+    Case("fsdp2", {"method": {"full": {}}, "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}}),
     Case("integers where floats are meant", {"hyperparameters": {"epochs": 1, "weightDecay": 0}}),
     # Types, bounds, unknown names.
     Case("an unknown field", {"method.lora.rnak": 8}, "rnak"),
@@ -200,6 +209,11 @@ CASES: tuple[Case, ...] = (
     Case("offload on the CPU", {"acceleration": {"activationOffload": True}}, "from a GPU"),
     Case("an 8-bit optimizer on the CPU", {"hyperparameters.optimizer": "adamw8bit"}, "need a GPU"),
     Case(
+        "compile under zero3",
+        {"acceleration": {"compile": True}, "distributed": {"strategy": "zero3"}},
+        "ZeRO-3 shares out",
+    ),
+    Case(
         "hqq and compile",
         {"acceleration": {"compile": True}, "quantization": {"method": "hqq", "bits": 4}},
         "HQQ's layers",
@@ -239,6 +253,16 @@ CASES: tuple[Case, ...] = (
         "one source of two is for another stage",
         {"stage": "pt", "dataset.sources": [TEXT, {"uri": "configmap://a/c", "format": "openai"}]},
         "stage pt trains plain text",
+    ),
+    Case(
+        "preferences under zero3",
+        {"stage": "orpo", SOURCE: PAIRS, "distributed": {"strategy": "zero3"}},
+        "need the whole model",
+    ),
+    Case(
+        "dpo of all weights under zero2",
+        {"stage": "dpo", SOURCE: PAIRS, "method": {"full": {}}, "distributed": {"strategy": "zero2"}},
+        "which only ddp holds whole",
     ),
     Case("packed preferences", {"stage": "dpo", SOURCE: PAIRS, "dataset.packing": True}, "cannot be packed"),
     Case("preference numbers for sft", {"preference": {}}, "numbers of stages dpo, kto and orpo"),
@@ -291,6 +315,35 @@ CASES: tuple[Case, ...] = (
         "multiple of microBatchSize",
     ),
     Case("offload without zero", {"distributed": {"offload": "optimizer", "strategy": "ddp"}}, "offload is DeepSpeed"),
+    Case(
+        "parameters in host memory under zero2",
+        {"distributed": {"strategy": "zero2", "offload": "parameters"}},
+        "only zero3 can hold parameters",
+    ),
+    Case(
+        "an 8-bit optimizer in host memory",
+        {"hyperparameters": {"optimizer": "adamw8bit"}, "distributed": {"strategy": "zero2", "offload": "optimizer"}},
+        "cannot update state in host memory",
+    ),
+    Case(
+        "raw deepspeed without deepspeed", {"distributed": {"deepspeed": {"a": 1}}}, "strategy of DeepSpeed's by name"
+    ),
+    Case("fsdp2 on CPUs", {"distributed": {"strategy": "fsdp2"}}, "fsdp2 needs GPUs"),
+    Case(
+        "fsdp2 of some layers",
+        {"method": {"freeze": {}}, "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}},
+        "fsdp2 trains full and lora",
+    ),
+    Case(
+        "fsdp2 on 4 bits",
+        {"quantization": {"bits": 4}, "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}},
+        "fsdp2 trains full and lora",
+    ),
+    Case(
+        "fsdp2 in half precision",
+        {"precision": "fp16", "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}},
+        "fsdp2 trains full and lora",
+    ),
     Case("an adapter on the output head", {"method.lora.targetModules": ["lm_head"]}, "output head"),
     Case("a local model on a cluster", {"model.source": "file:///models/x"}, "file:// is this machine's disk"),
     Case("local data on a cluster", {SOURCE: {"uri": "file:///rows.jsonl"}}, "file:// is this machine's disk"),
@@ -303,10 +356,6 @@ CASES: tuple[Case, ...] = (
     Case("thinking", {"template": {"thinking": "enabled"}}, LATER),
     Case("unsloth", {"acceleration": {"unsloth": True}}, LATER),
     Case("two nodes", {"distributed": {"nodes": 2}}, LATER),
-    Case("two GPUs", {"distributed": {"gpusPerNode": 2}}, LATER),
-    Case("a strategy", {"distributed": {"strategy": "zero2"}}, LATER),
-    Case("offload", {"distributed": {"strategy": "zero2", "offload": "optimizer"}}, LATER),
-    Case("raw deepspeed", {"distributed": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, LATER),
     Case("sequence parallelism", {"distributed": {"sequenceParallel": 2}}, LATER),
     Case("a queue", {"scheduling": {"queueName": "q"}}, LATER),
     Case("a push", {"output": {"push": {"uri": "hf://org/tuned"}}}, LATER),

@@ -36,13 +36,16 @@ def linear_names(model: PreTrainedModel) -> list[str]:
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head]
 
 
-def add_adapters(model: PreTrainedModel, method: LoraMethod, linear: list[str]) -> PeftModel | Any:
-    """``model`` with LoRA's adapters, in fp32, the rest frozen.
+def add_adapters(
+    model: PreTrainedModel, method: LoraMethod, linear: list[str], *, masters: bool = True
+) -> PeftModel | Any:
+    """``model`` with LoRA's adapters, the rest frozen.
 
     Args:
         model: the base; its linear layers may be quantized.
         method: the job's.
         linear: :func:`linear_names`, from before the layers were quantized.
+        masters: whether adapters are held in fp32, or in the base's type.
 
     Raises:
         TrainerError: METHOD_INVALID, with the names that there are.
@@ -61,7 +64,7 @@ def add_adapters(model: PreTrainedModel, method: LoraMethod, linear: list[str]) 
         init_lora_weights=_INIT[method.init],
         modules_to_save=list(method.modules_to_save) or None,  # peft adds a reward's head by itself
     )
-    return get_peft_model(model, settings)
+    return get_peft_model(model, settings, autocast_adapter_dtype=masters)
 
 
 class Start:

@@ -19,6 +19,7 @@ from finetune_api.status import CheckpointStatus
 from finetune_trainer.errors import writing_to
 from finetune_trainer.files import read_json, sha256_file, whole_directory, write_json
 from finetune_trainer.log import log
+from finetune_trainer.world import ALONE, World
 
 DIRECTORY = "checkpoints"
 MANIFEST = "manifest.json"
@@ -33,7 +34,7 @@ class Checkpoints:
         self._keep = keep
 
     @contextmanager
-    def writing(self, step: int, facts: dict[str, Any]) -> Iterator[Path]:
+    def writing(self, step: int, facts: dict[str, Any], world: World = ALONE) -> Iterator[Path]:
         """Yield a directory that becomes the checkpoint of ``step`` when the block ends well.
 
         Older ones than the newest ``keep`` are removed after that, never before.
@@ -41,13 +42,22 @@ class Checkpoints:
         Args:
             step: optimizer steps done.
             facts: kept in the manifest, see :meth:`facts_of`.
+            world: whose processes all write into the directory; the main one makes it whole when all are done.
 
         Raises:
             TrainerError: the volume is full or cannot be written; earlier checkpoints stay.
         """
         target = self.path_of(step)
+        if not world.main:
+            with writing_to(target, "output"):
+                yield Path(world.share(None))
+            world.barrier()  # written
+            world.barrier()  # whole
+            return
         with writing_to(target, "output"), whole_directory(target) as aside:
+            world.share(str(aside))
             yield aside
+            world.barrier()
             files = sorted(path for path in aside.rglob("*") if path.is_file())
             listed = {
                 str(path.relative_to(aside)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -57,6 +67,7 @@ class Checkpoints:
             write_json(aside / MANIFEST, {"step": step, "time": now, "facts": facts, "files": listed})
         for old in self._steps()[self._keep :]:
             shutil.rmtree(self.path_of(old), ignore_errors=True)
+        world.barrier()
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint; None where there is none."""

@@ -17,7 +17,9 @@ from finetune_trainer import log as logs
 from finetune_trainer import surroundings
 from finetune_trainer.errors import TrainerError, volume_error
 from finetune_trainer.interruption import Interruption
+from finetune_trainer.launch import launch, needed
 from finetune_trainer.log import log
+from finetune_trainer.peers import is_worker, lost_peer
 from finetune_trainer.supported import check_supported
 
 STEPS = ("prepare", "train")
@@ -35,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     report = run(chosen.step, chosen.config, interrupted)
     if report.message:
         log.error("%s", report.message)
-        report = report.model_copy(update={"log_tail": report.log_tail or logs.tail(), "rank": 0})
+        rank = 0 if report.rank is None else report.rank
+        report = report.model_copy(update={"log_tail": report.log_tail or logs.tail(), "rank": rank})
     _write(report)
     sys.exit(report.exit_code)
 
@@ -47,7 +50,11 @@ def run(step: str, path: Path, interrupted: Interruption) -> TerminationReport:
         config = read_config(path)
         check_supported(config)
         surroundings.set_up(Path(config.paths.cache))
-        return _prepare(config) if step == "prepare" else _train(config, interrupted, known)
+        if step == "prepare":
+            return _prepare(config)
+        if needed(config) and not is_worker():
+            return launch(config, path, interrupted)
+        return _train(config, interrupted, known)
     except TrainerError as error:
         return _failed(step, error.exit_code, str(error), known)
     except OSError as error:
@@ -92,7 +99,7 @@ def _prepare(config: TrainerConfig) -> TerminationReport:
 
 
 def _train(config: TrainerConfig, interrupted: Interruption, known: dict[str, object]) -> TerminationReport:
-    if config.distributed.gpus_per_node:  # one GPU, also on a machine that has more
+    if config.distributed.gpus_per_node and not is_worker():  # one GPU, also on a machine that has more
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     from finetune_trainer.train import train  # noqa: PLC0415
 
@@ -105,8 +112,11 @@ def _failed(step: str, code: ExitCode, message: str, known: dict[str, object]) -
 
 
 def _crashed(step: str, error: Exception, known: dict[str, object]) -> TerminationReport:
-    log.error("%s", "".join(traceback.format_exception(error)).rstrip())
     message = f"{type(error).__name__}: {error}".strip()
+    if is_worker() and lost_peer(error):
+        told = f"another process of the training ended or fell silent; noticed here: {message[:300]}"
+        return _failed(step, ExitCode.COLLECTIVE_TIMEOUT, told, known)
+    log.error("%s", "".join(traceback.format_exception(error)).rstrip())
     return _failed(step, ExitCode.TRAINER_CRASH, message, known)
 
 

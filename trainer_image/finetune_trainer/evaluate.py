@@ -17,6 +17,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.model import DTYPES
 from finetune_trainer.prepared import IGNORED, Sequence, SequenceSet
+from finetune_trainer.world import ALONE, World
 
 _PACKING_TOLERANCE = 0.05
 """Nats a token by which a sample's loss may differ packed and alone: rounding stays below, attention to a neighbour
@@ -40,22 +41,35 @@ def evaluating(model: Any, precision: str) -> Iterator[None]:
 
 
 def held_out_loss(
-    model: Any, sequences: SequenceSet, collator: Collator, config: TrainerConfig, interruption: Interruption
+    model: Any,
+    sequences: SequenceSet,
+    collator: Collator,
+    config: TrainerConfig,
+    interruption: Interruption,
+    *,
+    world: World = ALONE,
 ) -> float:
     """Mean loss of ``sequences`` in nats a supervised token: each token counts the same, whatever its batch.
+
+    The processes of ``world`` share the batches out. All run as many forward passes, since weights that are sharded
+    need every process in each: one that has no batch left repeats another's and does not count it.
 
     Raises:
         TrainerError: INTERRUPTED.
     """
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     size = int(config.hyperparameters.micro_batch_size)
     with evaluating(model, config.precision):
-        for start in range(0, len(sequences), size):
+        for first in range(0, len(sequences), size * world.size):
             interruption.check()
+            own = first + world.rank * size
+            start = own if own < len(sequences) else first
             batch = collator([sequences[i] for i in range(start, min(start + size, len(sequences)))])
             losses = token_losses(model, batch)
-            total += float(losses.double().sum())
-            count += losses.numel()
+            if own < len(sequences):
+                total += float(losses.double().sum())
+                count += losses.numel()
+    total, count = world.total(total, count)
     return total / max(count, 1)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from finetune_api.reports import ExportReport
 from finetune_api.status import Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
@@ -41,7 +42,13 @@ class Facts:
 
 
 def export(
-    model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig, facts: Facts, *, history: Path
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainerConfig,
+    facts: Facts,
+    *,
+    history: Path,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> ExportReport:
     """Write ``<output>/adapter`` or ``<output>/model``, whole or not at all.
 
@@ -51,6 +58,7 @@ def export(
         config: the job's.
         facts: for the card.
         history: ``progress.jsonl``, for the picture of the loss.
+        weights: the model's, where ``model`` itself does not hold them whole or as trained.
 
     Raises:
         TrainerError: the output volume is full or cannot be written.
@@ -63,13 +71,14 @@ def export(
             # Masters are fp32; what is delivered is what a server would load.
             model.to(DTYPES[config.precision])
             model.config.use_cache = True
+            weights = weights and {name: value.to(DTYPES[config.precision]) for name, value in weights.items()}
         if facts.start is not None:
             with facts.start.written() as start, warnings.catch_warnings():
                 # peft warns of a second adapter beside OLoRA's, which is its own way of subtracting the start.
                 warnings.filterwarnings("ignore", message="OLoRA changes the base weights")
-                model.save_pretrained(aside, path_initial_model_for_weight_conversion=str(start))
+                model.save_pretrained(aside, path_initial_model_for_weight_conversion=str(start), state_dict=weights)
         else:
-            model.save_pretrained(aside, safe_serialization=True)
+            model.save_pretrained(aside, safe_serialization=True, state_dict=weights)
         tokenizer.save_pretrained(aside)
         if config.stage != "rm":
             generation_config(model, tokenizer, prepared.stop_token_ids).save_pretrained(aside)

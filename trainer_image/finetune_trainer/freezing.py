@@ -43,7 +43,7 @@ def freeze(model: PreTrainedModel, method: FreezeMethod) -> None:
         else:
             trained = any(f".{owner}.".endswith(f".{module}.") for module in method.extra_modules)
         parameter.requires_grad_(trained)
-        if trained:
+        if trained and not hasattr(parameter, "ds_id"):  # of a parameter that ZeRO-3 shares out only a stub is here
             parameter.data = parameter.data.to(torch.float32)
 
 

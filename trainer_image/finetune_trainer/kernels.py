@@ -36,11 +36,19 @@ def check_kernels(config: TrainerConfig, settings: PretrainedConfig) -> None:
         )
 
 
-def apply_kernels(config: TrainerConfig, model: PreTrainedModel, device: torch.device) -> list[str]:
+def apply_kernels(
+    config: TrainerConfig, model: PreTrainedModel, device: torch.device, *, fused_loss: bool = True
+) -> list[str]:
     """Give ``model``, which has no adapters yet, its kernels; their names.
 
     Liger's norm, SwiGLU and rotary kernels stand in for the model's own where they are asked for; under compile, which
     fuses these itself, they are left out. The fused loss is taken on every GPU unless `liger` is false.
+
+    Args:
+        config: the job's.
+        model: the base.
+        device: of this process.
+        fused_loss: False where the head's weight cannot be read, since it is shared out.
     """
     found = []
     wishes = config.acceleration
@@ -52,7 +60,7 @@ def apply_kernels(config: TrainerConfig, model: PreTrainedModel, device: torch.d
             fused_linear_cross_entropy=False,
         )  # fmt: skip
         found.append("liger")
-    if fuses_loss(config, device):
+    if fused_loss and fuses_loss(config, device):
         fuse_loss(model)
         found.append(FUSED_LOSS)
     return found

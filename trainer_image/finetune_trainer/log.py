@@ -18,13 +18,20 @@ class _Keep(logging.Handler):
         _tail.append(self.format(record))
 
 
-def set_up() -> None:
-    """Send our lines, and warnings of the libraries, to stdout; keep the last."""
-    form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+def set_up(rank: int = 0) -> None:
+    """Send our lines, and warnings of the libraries, to stdout; keep the last.
+
+    Args:
+        rank: of several processes, which share one stdout. Others than 0 say there only what goes wrong.
+    """
+    whose = "" if rank == 0 else f"rank {rank}: "
+    form = logging.Formatter(f"%(asctime)s %(levelname).1s {whose}%(message)s", datefmt="%H:%M:%S")
     root = logging.getLogger()
     for handler in (logging.StreamHandler(sys.stdout), _Keep()):
         handler.setFormatter(form)
         root.addHandler(handler)
+        if rank and not isinstance(handler, _Keep):
+            handler.setLevel(logging.WARNING)
     root.setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
     logging.captureWarnings(capture=True)

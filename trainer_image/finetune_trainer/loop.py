@@ -28,6 +28,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.log import log
 from finetune_trainer.progress import ProgressLog
+from finetune_trainer.world import ALONE, World
 
 _SMOOTHING = 0.2
 """Weight of the newest step in the speed that is shown: a step's length varies with its samples."""
@@ -58,8 +59,14 @@ class Meter:
         """A micro-batch of ``tokens`` was computed."""
         self._step_tokens += tokens
 
-    def end(self) -> None:
-        """The step is done."""
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of the step so far, in this process."""
+        return self._step_tokens
+
+    def end(self, tokens: int | None = None) -> None:
+        """The step is done; ``tokens`` are those of all processes."""
+        self._step_tokens = self._step_tokens if tokens is None else tokens
         seconds = max(time.monotonic() - self._step_begun, 1e-9)
         self.tokens += self._step_tokens
         self.seconds_per_step = _smooth(self.seconds_per_step, seconds)
@@ -84,8 +91,12 @@ class FineTuner(Trainer):
         offloading: AbstractContextManager[Any],
         evaluate_every: int | None,
         lora_plus_ratio: float | None = None,
+        world: World = ALONE,
+        first: Callable[[FineTuner], None] | None = None,
         **options: Any,
     ) -> None:
+        """``first`` is called before the first step, when sharded weights can be run."""
+        self.world, self._first = world, first
         self.meter, self.checkpoints, self.progress, self.interrupted = meter, checkpoints, progress, interrupted
         self._held_out, self._evaluate_every, self._offloading = held_out, evaluate_every, offloading
         self._lora_plus_ratio = lora_plus_ratio
@@ -122,7 +133,10 @@ class FineTuner(Trainer):
     def restore(self, checkpoint: Path) -> None:
         """Take weights and state of a checkpoint of the last step. Trainer.train would do one step more where the
         last step is not the last of an epoch."""
-        self._load_from_checkpoint(str(checkpoint))
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # the shards belong to engine and optimizer
+            self._prepare_for_training(self.args.max_steps, self.get_train_dataloader(), str(checkpoint))
+        else:
+            self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         self.begin()
 
@@ -130,8 +144,15 @@ class FineTuner(Trainer):
         """The held-out loss now; None where nothing is held out."""
         return self._held_out() if self._held_out is not None else None
 
+    def settle(self) -> None:
+        """Give back what ZeRO-3 fetched ahead: a parameter in flight cannot be gathered."""
+        if self.deepspeed is not None:
+            self.deepspeed.empty_partition_cache()
+
     def begin(self) -> None:
         """Report where this attempt starts: with the loss of the step that its checkpoint was written at."""
+        if self._first is not None:
+            self._first(self)
         self._loss = next((_numbers(logs) for logs in reversed(self.state.log_history) if "loss" in logs), {})
         self.progress.report(self.reported())
 
@@ -204,18 +225,25 @@ class FineTuner(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return self._run_dir or super()._get_output_dir(trial)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Weights of a checkpoint; DeepSpeed's own files hold them."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
-        with self.checkpoints.writing(step, {"tokens": self.meter.tokens}) as aside:
+        with self.checkpoints.writing(step, {"tokens": self.meter.tokens}, self.world) as aside:
             self._run_dir = str(aside)
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._run_dir = None
+            self.world.barrier()
             written = aside / f"checkpoint-{step}"
-            for path in written.iterdir():
-                path.rename(aside / path.name)
-            written.rmdir()
+            if self.world.main:
+                for path in written.iterdir():
+                    path.rename(aside / path.name)
+                written.rmdir()
         self.progress.saved(self.checkpoints.status_of(self.checkpoints.path_of(step)))
         log.info("checkpoint of step %d", step)
 
@@ -235,8 +263,12 @@ class _Follower(TrainerCallback):
     def on_step_end(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_options: Any
     ) -> None:
-        self._tuner.meter.end()
-        if self._tuner.interrupted.told and state.global_step < state.max_steps:
+        tuner = self._tuner
+        tokens, told = tuner.world.total(tuner.meter.step_tokens, tuner.interrupted.told)
+        tuner.meter.end(int(tokens))
+        if told:  # one of the processes; all stop at the same step
+            tuner.interrupted.tell()
+        if told and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import cast
 
 import torch
 from finetune_api.failures import ExitCode
-from finetune_api.fitting import changes, choose_micro_batch
+from finetune_api.fitting import changes, choose_micro_batch, fits
 from finetune_api.memory import estimate, refuse_unknown
 from finetune_api.model_shape import ModelShape, ShapeError
-from finetune_api.recipe import recipe_of
+from finetune_api.recipe import Strategy, recipe_of
 from finetune_api.status import MemoryEstimate, MemoryStatus
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import MethodSpec
@@ -23,6 +24,8 @@ from finetune_api.training import MethodSpec
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.log import log
 from finetune_trainer.prepared import Prepared, read_store
+from finetune_trainer.strategy import Strategy as Chosen
+from finetune_trainer.strategy import choose
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 REFUSED_ABOVE = 1.1
@@ -73,7 +76,7 @@ def expected_memory(config: TrainerConfig, shape: ModelShape, longest: int | Non
 def fit_to_device(
     config: TrainerConfig, prepared: Prepared, device: torch.device
 ) -> tuple[TrainerConfig, MemoryStatus]:
-    """The configuration with a number for the micro-batch, and what memory it is expected to take.
+    """The configuration with its strategy and a number for the micro-batch, and what memory it is expected to take.
 
     Raises:
         TrainerError: CONFIG_INVALID where ``auto`` has nothing to go by; CUDA_OUT_OF_MEMORY where the GPU's memory is
@@ -84,11 +87,18 @@ def fit_to_device(
     if shape is None:
         if not isinstance(wanted, int):
             raise auto_without_estimate(config)
-        return config, MemoryStatus()
+        return _with_strategy(config, choose(config)), MemoryStatus()
     longest, memory = longest_sequence(config, prepared.directory), device_memory(device)
+    smallest = wanted if isinstance(wanted, int) else _smallest(config)
+
+    def fit(strategy: str) -> bool:
+        recipe = recipe_of(config, micro_batch=smallest, longest=longest, strategy=cast(Strategy, strategy))
+        return fits(estimate(shape, recipe).total, memory)
+
+    config = _with_strategy(config, choose(config, fit))
     resolved = None
     if not isinstance(wanted, int):
-        resolved = choose_micro_batch(config, shape, memory, longest=longest)
+        resolved = max(smallest, choose_micro_batch(config, shape, memory, longest=longest))
         numbers = config.hyperparameters.model_copy(update={"micro_batch_size": resolved})
         config = config.model_copy(update={"hyperparameters": numbers})
     told = expected_memory(config, shape, longest)
@@ -101,6 +111,19 @@ def fit_to_device(
             f"the GPU has {size(memory)}, and the job would take {describe(told)}. {advice(config)}",
         )
     return config, MemoryStatus(estimate=told, micro_batch_size=resolved)
+
+
+def _with_strategy(config: TrainerConfig, chosen: Chosen) -> TrainerConfig:
+    """``auto`` resolved, so that whatever looks at the strategy later finds the same."""
+    if config.distributed.strategy != "auto" or chosen.name == "none":
+        return config
+    spread = config.distributed.model_copy(update={"strategy": chosen.name})
+    return config.model_copy(update={"distributed": spread})
+
+
+def _smallest(config: TrainerConfig) -> int:
+    """Stage kto compares the samples of a micro-batch with one another."""
+    return 2 if config.stage == "kto" else 1
 
 
 def auto_without_estimate(config: TrainerConfig) -> TrainerError:

@@ -10,7 +10,7 @@ from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.evaluate import evaluating
@@ -27,6 +27,19 @@ TOLERANCE = {"bf16": 0.05, "fp16": 0.01, "fp32": 0.001}
 QUANTIZED_TOLERANCE = 0.1
 """The same where the adapter runs on a quantized base, whose kernels round activations too."""
 _PROBE_TOKENS = 256
+
+
+def load_tuned(config: TrainerConfig, directory: Path) -> Any:
+    """The base in ``directory`` with the adapter that was exported, whole, in fp32, on the CPU: for a merge where no
+    device held the whole model."""
+    base = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        trust_remote_code=config.model.trust_remote_code,
+        use_safetensors=None if config.model.allow_pickle else True,
+        local_files_only=True,
+    )
+    return PeftModel.from_pretrained(base, Path(config.paths.output) / "adapter")
 
 
 def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig, prepared: Prepared) -> str:

@@ -22,6 +22,7 @@ from finetune_trainer.heads import head_options, model_class, train_head
 from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers, names
 from finetune_trainer.log import log
 from finetune_trainer.quantization import compute_dtype, loading_options, quantize_by_hqq
+from finetune_trainer.spread import size_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}
 """torch's type by the API's name; what is not multiplied in fp8 is in bf16."""
@@ -61,35 +62,46 @@ def choose_device(config: TrainerConfig) -> torch.device:
         )
     if config.precision == "fp8":
         check_fp8(torch.device("cuda"))
-    return torch.device("cuda")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
-def load_model(config: TrainerConfig, directory: Path, device: torch.device) -> Loaded:
+def load_model(
+    config: TrainerConfig, directory: Path, device: torch.device, *, masters: bool = True, sharded: bool = False
+) -> Loaded:
     """Load the base model and add what the method trains.
 
     Weights that are trained are held in fp32, whatever the arithmetic runs in (autocast): bf16 masters lose small
     updates (Micikevicius et al., arXiv 1710.03740); `method.full.masterWeights: none` does without. A frozen base is
     held in ``precision``, or in fewer bits.
 
+    Args:
+        config: the job's.
+        directory: of the model.
+        device: of this process.
+        masters: False where DeepSpeed makes its own fp32 masters and wants all weights in ``precision``.
+        sharded: whether weights are shared out as they are loaded, or afterwards: then they are not put on the device
+            whole, and nothing may read them behind their modules' backs.
+
     Raises:
         TrainerError: MODEL_INVALID, METHOD_INVALID or ACCELERATION_UNAVAILABLE.
     """
     method, wanted = config.method, config.quantization
-    masters = method.full is not None and method.full.master_weights == "fp32"
-    dtype = torch.float32 if masters else DTYPES[config.precision]
+    in_fp32 = masters and method.full is not None and method.full.master_weights == "fp32"
+    dtype = torch.float32 if in_fp32 else DTYPES[config.precision]
     by_hqq = wanted is not None and wanted.method == "hqq"
-    model, attention = _load(config, directory, dtype, torch.device("cpu") if by_hqq else device)
+    place = None if sharded else torch.device("cpu") if by_hqq else device
+    model, attention = _load(config, directory, dtype, device, place)
     model.config.use_cache = False
-    kernels = [*apply_kernels(config, model, device), *names(config)]
+    kernels = [*apply_kernels(config, model, device, fused_loss=not sharded), *names(config)]
     linear = linear_names(model)
     total = _whole_size(config, directory) if is_quantized(model) else _size(model)
     if wanted is not None and by_hqq:
-        total = _size(model)
         quantize_by_hqq(model, linear, wanted, compute_dtype(config), device)
-        model.to(device)
-    model = _with_method(model, method, linear)
+    model = _with_method(model, method, linear, masters=masters)
     start = Start(model) if method.lora is not None and method.lora.init in FROM_THE_WEIGHTS else None
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trainable = sum(size_of(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    if place != device and not is_quantized(model):
+        model.to(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if config.precision == "fp8":
         kernels.append(_in_fp8(config, model))
@@ -147,7 +159,7 @@ def _without_weights(config: TrainerConfig, directory: Path) -> PreTrainedModel:
 
 
 def _size(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(size_of(parameter) for parameter in model.parameters())
 
 
 def _whole_size(config: TrainerConfig, directory: Path) -> int:
@@ -161,17 +173,17 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 
 def _load(
-    config: TrainerConfig, directory: Path, dtype: torch.dtype, device: torch.device
+    config: TrainerConfig, directory: Path, dtype: torch.dtype, device: torch.device, place: torch.device | None
 ) -> tuple[PreTrainedModel, str]:
     wanted = config.acceleration.flash_attention
     settings = AutoConfig.from_pretrained(directory, trust_remote_code=config.model.trust_remote_code)
     attention = choose_attention(config, settings, device)
     options: dict[str, Any] = {
         "dtype": dtype,
-        "device_map": {"": device},
         "trust_remote_code": config.model.trust_remote_code,
         "use_safetensors": None if config.model.allow_pickle else True,
         "local_files_only": True,
+        **({} if place is None else {"device_map": {"": place}}),
         **loading_options(config, directory),
         **head_options(config),
     }
@@ -202,10 +214,12 @@ def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
     return TrainerError(ExitCode.MODEL_INVALID, f"{config.model.uri} {what}: {_first_line(error)}")
 
 
-def _with_method(model: PreTrainedModel, method: MethodSpec, linear: list[str] | None = None) -> Any:
+def _with_method(
+    model: PreTrainedModel, method: MethodSpec, linear: list[str] | None = None, *, masters: bool = True
+) -> Any:
     """``model`` with what ``method`` trains: adapters added, or some weights frozen."""
     if method.lora is not None:
-        return add_adapters(model, method.lora, linear_names(model) if linear is None else linear)
+        return add_adapters(model, method.lora, linear_names(model) if linear is None else linear, masters=masters)
     if method.freeze is not None:
         freeze(model, method.freeze)
         train_head(model)

@@ -29,8 +29,10 @@ _TIMEOUT = 5.0
 class ProgressLog:
     """Takes every report."""
 
-    def __init__(self, output: Path, attempt: int, poster: Poster | None) -> None:
+    def __init__(self, output: Path, attempt: int, poster: Poster | None, *, main: bool = True) -> None:
+        """``main`` is False in all processes but one: they remember, and write nothing."""
         self._path = output / FILE
+        self._main = main
         self._attempt = attempt
         self._poster = poster
         self.last: Progress | None = None
@@ -45,6 +47,8 @@ class ProgressLog:
             TrainerError: the output volume is full or cannot be written.
         """
         self.last = progress
+        if not self._main:
+            return
         with writing_to(self._path, "output"), self._path.open("a") as file:
             file.write(progress.model_dump_json(by_alias=True, exclude_none=True) + "\n")
         self.send()

@@ -20,10 +20,16 @@ class Steps:
     warmup: int
 
 
-def count_steps(numbers: HyperparametersSpec, sequences: int) -> Steps:
-    """Steps of a training on ``sequences`` sequences (after packing). The last step of an epoch may be smaller."""
+def count_steps(numbers: HyperparametersSpec, sequences: int, processes: int = 1) -> Steps:
+    """Steps of a training on ``sequences`` sequences (after packing). The last step of an epoch may be smaller.
+
+    Args:
+        numbers: the job's; ``globalBatchSize`` is over all ``processes``.
+        sequences: in one epoch.
+        processes: one a device; ``micro_batch`` and ``accumulation`` are of one.
+    """
     micro = int(numbers.micro_batch_size)
-    accumulation = numbers.global_batch_size // micro
-    per_epoch = math.ceil(math.ceil(sequences / micro) / accumulation)
+    accumulation = numbers.global_batch_size // (micro * processes)
+    per_epoch = math.ceil(math.ceil(sequences / (micro * processes)) / accumulation)
     total = numbers.max_steps or max(1, math.ceil(numbers.epochs * per_epoch))
     return Steps(total, per_epoch, micro, accumulation, math.ceil(numbers.warmup_ratio * total))

@@ -7,11 +7,13 @@ import importlib.util
 from collections.abc import Iterator
 
 from finetune_api.failures import ExitCode
-from finetune_api.stages import PREFERENCE_NUMBERS, PREFERENCE_STAGES, STAGE_FORMATS
+from finetune_api.stages import PREFERENCE_NUMBERS, PREFERENCE_STAGES, REFERENCE_STAGES, STAGE_FORMATS
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import TemplateSpec
 
+from finetune_trainer.deepspeed_config import owned_keys
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.strategy import processes
 
 
 def check_supported(config: TrainerConfig) -> None:
@@ -61,15 +63,14 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
         pass  # a number comes of it when the device is there
     elif not isinstance(micro, int) or micro < 1:
         yield f"spec.hyperparameters.microBatchSize: must be a positive number, not {micro!r}"
-    elif numbers.global_batch_size % micro:
+    elif numbers.global_batch_size % (micro * processes(config)):
         yield (
             f"spec.hyperparameters.globalBatchSize: {numbers.global_batch_size} is no multiple of "
-            f"microBatchSize {micro}"
+            f"microBatchSize {micro} x {processes(config)} devices"
         )
-    if spread.nodes > 1 or spread.gpus_per_node > 1 or spread.sequence_parallel > 1:
-        yield "spec.distributed: more than one device is not supported yet"
-    if spread.strategy != "auto" or spread.offload != "none" or spread.deepspeed is not None:
-        yield "spec.distributed: strategy, offload and deepspeed are not supported yet"
+    if spread.sequence_parallel > 1:
+        yield "spec.distributed.sequenceParallel is not supported yet"
+    yield from _spread_problems(config)
     if config.template.ref is not None or config.template.thinking != "auto":
         yield "spec.template: ref and thinking are not supported yet"
     if config.template.mask_history and config.template.train_on_prompt:
@@ -97,9 +98,33 @@ def _stage_problems(config: TrainerConfig) -> Iterator[str]:
             yield "spec.hyperparameters.neftuneAlpha: not for preference stages"
         if config.template.train_on_prompt:
             yield "spec.template.trainOnPrompt: not for preference stages"
+        if config.distributed.strategy in ("zero3", "fsdp2"):
+            yield "spec.distributed.strategy: preference stages need the whole model on each device"
+    if stage in REFERENCE_STAGES and config.method.lora is None and config.distributed.strategy not in ("auto", "ddp"):
+        yield "spec.distributed.strategy: stages dpo and kto compare with a copy of the weights, which needs ddp"
     if stage == "kto" and numbers.micro_batch_size == 1:
         yield "spec.hyperparameters.microBatchSize: stage kto needs 2 or more"
     if stage == "rm" and config.evaluation.prompts:
         yield "spec.evaluation.prompts: a reward model answers none"
     if stage == "pt" and config.template != TemplateSpec():
         yield "spec.template: stage pt has none"
+
+
+def _spread_problems(config: TrainerConfig) -> Iterator[str]:
+    """As the rules table has it for the API."""
+    spread = config.distributed
+    zero = spread.strategy in ("zero1", "zero2", "zero3")
+    if spread.offload != "none" and not zero and spread.strategy != "auto":
+        yield f"spec.distributed.offload: {spread.strategy} has none; use strategy zero2 or zero3"
+    if spread.offload == "parameters" and spread.strategy in ("zero1", "zero2"):
+        yield "spec.distributed.offload: only zero3 can hold parameters in host memory"
+    if spread.deepspeed is not None and not zero:
+        yield "spec.distributed.deepspeed: needs strategy zero1, zero2 or zero3"
+    yield from owned_keys(spread.deepspeed or {})
+    if spread.strategy == "zero3" and config.acceleration.compile:
+        yield "spec.acceleration.compile: layers whose weights ZeRO-3 shares out cannot be compiled"
+    if spread.strategy == "fsdp2":
+        if spread.gpus_per_node == 0:
+            yield "spec.distributed.strategy: fsdp2 needs GPUs; use ddp, zero2 or zero3 on CPUs"
+        if config.method.freeze is not None or config.quantization is not None or config.precision == "fp16":
+            yield "spec.distributed.strategy: fsdp2 trains full and lora, unquantized, in bf16 or fp32"

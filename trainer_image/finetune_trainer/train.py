@@ -7,13 +7,14 @@ newest complete checkpoint is gone on from, measurements taken before the first 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from finetune_api.failures import ExitCode
-from finetune_api.reports import TerminationReport
+from finetune_api.reports import ExportReport, TerminationReport
 from finetune_api.stages import PREFERENCE_STAGES
 from finetune_api.status import MemoryStatus, Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
@@ -28,16 +29,18 @@ from finetune_trainer.export import Facts, export
 from finetune_trainer.files import read_json, write_json
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.kernels import fuses_loss, offloading
+from finetune_trainer.kernels import offloading
 from finetune_trainer.log import log
 from finetune_trainer.loop import FineTuner, Meter
 from finetune_trainer.memory import advice, describe, fit_to_device
-from finetune_trainer.merging import merge
+from finetune_trainer.merging import load_tuned, merge
 from finetune_trainer.model import Loaded, choose_device, load_model
 from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.progress import FILE, Poster, ProgressLog
-from finetune_trainer.steps import count_steps
+from finetune_trainer.spread import Spread
+from finetune_trainer.steps import Steps, count_steps
 from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.world import World
 
 BASELINE = "baseline.json"
 """What was measured before the first step."""
@@ -67,24 +70,28 @@ def train(
         TrainerError: with the exit code that says why.
     """
     output = Path(config.paths.output)
-    if (done := read_json(output / RESULT)) is not None:
+    world = World.join(config)
+    if (done := world.share(read_json(output / RESULT) if world.main else None)) is not None:
         log.info("the result is there already: an earlier attempt was not heard of")
         return TerminationReport.model_validate(done)
     try:
-        report = _attempt(config, attempt, interrupted, known)
+        report = _attempt(config, attempt, interrupted, known, world)
     except torch.OutOfMemoryError as error:
         raise _out_of_memory(config, known, error) from error
-    with writing_to(output / RESULT, "output"):
-        write_json(output / RESULT, report.model_dump(mode="json", by_alias=True, exclude_none=True))
+    if world.main:
+        with writing_to(output / RESULT, "output"):
+            write_json(output / RESULT, report.model_dump(mode="json", by_alias=True, exclude_none=True))
+    world.barrier()
     return report
 
 
 def _attempt(
-    config: TrainerConfig, attempt: int, interrupted: Interruption, known: dict[str, object]
+    config: TrainerConfig, attempt: int, interrupted: Interruption, known: dict[str, object], world: World
 ) -> TerminationReport:
-    config, memory = fit_to_device(config, load_prepared(config), choose_device(config))
+    device = choose_device(config)
+    config, memory = world.share(fit_to_device(config, load_prepared(config), device) if world.main else None)
     known["memory"] = memory
-    run = _Run.prepare(config, attempt, interrupted)
+    run = _Run.prepare(config, attempt, interrupted, world)
     run.memory = memory
     try:
         return run.go()
@@ -108,15 +115,13 @@ def _out_of_memory(config: TrainerConfig, known: dict[str, object], error: torch
     )
 
 
-def _collator(
-    config: TrainerConfig, tokenizer: PreTrainedTokenizerBase, loaded: Loaded, device: torch.device
-) -> Collator:
+def _collator(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase, loaded: Loaded) -> Collator:
     flat = config.packing and takes_boundaries(loaded.acceleration.attention or "")
     return Collator(
         int(tokenizer.pad_token_id or 0),  # type: ignore[arg-type]
         packed=config.packing,
         flat=flat,
-        fused_loss=fuses_loss(config, device),
+        fused_loss=FUSED_LOSS in loaded.acceleration.kernels,
         # Compiled code wants the same shapes each time; packed rows are nearly full anyway.
         row_length=config.max_length if config.packing and config.acceleration.compile else None,
     )
@@ -134,10 +139,14 @@ class _Run:
     checkpoints: Checkpoints
     progress: ProgressLog
     interrupted: Interruption
+    steps: Steps
+    spread: Spread
+    measured: dict[str, Any] = field(default_factory=dict)
+    """Before the first step."""
     memory: MemoryStatus = field(default_factory=MemoryStatus)
 
     @classmethod
-    def prepare(cls, config: TrainerConfig, attempt: int, interrupted: Interruption) -> _Run:
+    def prepare(cls, config: TrainerConfig, attempt: int, interrupted: Interruption, world: World) -> _Run:
         """Load what the prepare step left."""
         output = Path(config.paths.output)
         prepared = load_prepared(config)
@@ -147,49 +156,56 @@ class _Run:
         tokenizer.chat_template = prepared.chat_template
         if prepared.replace_eos:  # what ends an answer in training is what servers stop at
             tokenizer.eos_token = prepared.eos_token
-        loaded = load_model(config, prepared.model_directory, device)
+        steps = count_steps(config.hyperparameters, len(prepared.train), world.size)
+        spread = Spread.plan(config, world, steps)
+        with spread.loading():
+            loaded = load_model(
+                config,
+                prepared.model_directory,
+                device,
+                masters=spread.holds_masters,
+                sharded=spread.strategy.shards_weights,
+            )
+        loaded = replace(loaded, acceleration=spread.status(loaded.acceleration))
         interrupted.check()
         with writing_to(output, "output"):
             output.mkdir(parents=True, exist_ok=True)
-        progress = ProgressLog(output, attempt, Poster.from_environment())
+        poster = Poster.from_environment() if world.main else None
+        progress = ProgressLog(output, attempt, poster, main=world.main)
         progress.acceleration, progress.model = loaded.acceleration, loaded.status
         return cls(
             config=config,
             prepared=prepared,
             tokenizer=tokenizer,
             loaded=loaded,
-            collator=_collator(config, tokenizer, loaded, device),
+            collator=_collator(config, tokenizer, loaded),
             checkpoints=Checkpoints(output, config.checkpoint.keep),
             progress=progress,
             interrupted=interrupted,
+            steps=steps,
+            spread=spread,
         )
 
+    @property
+    def world(self) -> World:
+        """The processes of this attempt."""
+        return self.spread.world
+
     def go(self) -> TerminationReport:
-        if FUSED_LOSS in self.loaded.acceleration.kernels:
-            check_fused_loss(self.loaded.model, self.prepared.train[0], self.collator, self.config)
-        if self.config.packing:
-            check_packing(self.loaded.model, self.prepared.train, self.collator, self.config)
-        start = self.checkpoints.newest()
+        start: Path | None = self.world.share(self.checkpoints.newest() if self.world.main else None)
         meter = Meter.start(self.checkpoints.facts_of(start) if start else {})
-        trainer = self.trainer(meter)
-        baseline = self.baseline(trainer)
-        meter.initial_eval_loss = baseline.get("evalLoss")
+        trainer = self.trainer(meter, start)
+        if not self.spread.strategy.shards_weights:
+            self.first(meter, start, trainer)
         if start is not None:
             log.info("going on from %s", start.name)
             self.progress.checkpoint = self.checkpoints.status_of(start)
         self.fit(trainer, start)
         last = self.measure(trainer, meter)
-        samples = self.samples(baseline, self.answer())
-        result = export(
-            self.loaded.model,
-            self.tokenizer,
-            self.config,
-            Facts(self.prepared, last, self.loaded.status.trainable_parameters or 0, samples, start=self.loaded.start),
-            history=Path(self.config.paths.output) / FILE,
-        )
-        if self.config.merge is not None:
-            merged = merge(self.loaded.model, self.tokenizer, self.config, self.prepared)
-            result = result.model_copy(update={"merged": merged})
+        samples = self.samples(self.measured, self.answer())
+        trainer.settle()
+        weights = self.spread.whole_weights(self.loaded.model)
+        result = self.deliver(last, samples, weights) if self.world.main else None
         return TerminationReport(
             step="train",
             model=self.loaded.status,
@@ -197,29 +213,64 @@ class _Run:
             acceleration=self.loaded.acceleration,
             progress=last,
             checkpoint=self.progress.checkpoint,
-            output=result,
+            output=self.world.share(result),
             samples=samples,
         )
 
+    def deliver(self, last: Progress, samples: list[Sample], weights: dict[str, torch.Tensor] | None) -> ExportReport:
+        """The result, written by one process for all."""
+        result = export(
+            self.loaded.model,
+            self.tokenizer,
+            self.config,
+            Facts(self.prepared, last, self.loaded.status.trainable_parameters or 0, samples, start=self.loaded.start),
+            history=Path(self.config.paths.output) / FILE,
+            weights=weights,
+        )
+        if self.config.merge is not None:
+            model = self.loaded.model
+            if self.spread.strategy.shards_weights:
+                self.spread.release()
+                model = load_tuned(self.config, self.prepared.model_directory)
+            merged = merge(model, self.tokenizer, self.config, self.prepared)
+            result = result.model_copy(update={"merged": merged})
+        return result
+
     # -- before and after --------------------------------------------------------------------------------------
 
-    def baseline(self, trainer: FineTuner) -> dict[str, Any]:
+    def first(self, meter: Meter, start: Path | None, trainer: FineTuner) -> None:
+        """What is tried and measured before the first step. Sharded weights can be run from there on only."""
+        deferred = self.interrupted.defer(deferred=False)
+        if FUSED_LOSS in self.loaded.acceleration.kernels:
+            check_fused_loss(self.loaded.model, self.prepared.train[0], self.collator, self.config)
+        if self.config.packing:
+            check_packing(self.loaded.model, self.prepared.train, self.collator, self.config)
+        self.measured = self.baseline(start, trainer)
+        meter.initial_eval_loss = self.measured.get("evalLoss")
+        self.interrupted.defer(deferred=deferred)
+
+    def baseline(self, start: Path | None, trainer: FineTuner) -> dict[str, Any]:
         """Held-out loss and answers of the base model: measured once a job, before the first step."""
         path = Path(self.config.paths.output) / BASELINE
-        known = read_json(path)
+        known = self.world.share(read_json(path) if self.world.main else None)
         if known is not None:
             return dict(known)
+        if start is not None and self.spread.strategy.shards_weights:
+            log.warning("%s is gone, and the base model with it: no comparison with before the training", BASELINE)
+            return {}
         measured = {"evalLoss": trainer.held_out(), "answers": self.answer()}
         if measured["evalLoss"] is not None:
             log.info("held-out loss before training: %.4f", measured["evalLoss"])
-        with writing_to(path, "output"):
-            write_json(path, measured)
+        if self.world.main:
+            with writing_to(path, "output"):
+                write_json(path, measured)
         return measured
 
     def held_out(self) -> float | None:
         if len(self.prepared.validation) == 0:
             return None
-        return held_out_loss(self.loaded.model, self.prepared.validation, self.collator, self.config, self.interrupted)
+        held = self.prepared.validation
+        return held_out_loss(self.loaded.model, held, self.collator, self.config, self.interrupted, world=self.world)
 
     def answer(self) -> list[str]:
         if not self.config.evaluation.prompts:
@@ -242,7 +293,7 @@ class _Run:
 
     # -- training ----------------------------------------------------------------------------------------------
 
-    def trainer(self, meter: Meter) -> FineTuner:
+    def trainer(self, meter: Meter, start: Path | None) -> FineTuner:
         options: dict[str, Any] = {
             "meter": meter,
             "checkpoints": self.checkpoints,
@@ -251,6 +302,8 @@ class _Run:
             "offloading": offloading(self.config, self.loaded.model),
             "evaluate_every": self.config.evaluation.every_steps,
             "lora_plus_ratio": self.config.method.lora.lora_plus_ratio if self.config.method.lora else None,
+            "world": self.world,
+            "first": partial(self.first, meter, start) if self.spread.strategy.shards_weights else None,
         }
         if self.config.stage in PREFERENCE_STAGES:
             from finetune_trainer.preferences import preference_tuner  # noqa: PLC0415 - TRL, for these stages alone
@@ -269,7 +322,7 @@ class _Run:
 
     def arguments(self, kind: type[TrainingArguments] = TrainingArguments, **more: Any) -> TrainingArguments:
         config, numbers = self.config, self.config.hyperparameters
-        steps = count_steps(numbers, len(self.prepared.train))
+        steps = self.steps
         on_cpu = config.distributed.gpus_per_node == 0
         return kind(
             output_dir=str(self.checkpoints.directory),
@@ -288,7 +341,8 @@ class _Run:
             bf16=config.precision in ("bf16", "fp8"),
             fp16=config.precision == "fp16",  # with loss scaling
             use_cpu=on_cpu,
-            activation_checkpointing=config.acceleration.gradient_checkpointing,
+            activation_checkpointing=config.acceleration.gradient_checkpointing
+            and not self.spread.checkpoints_activations,
             activation_checkpointing_kwargs={"use_reentrant": False},
             logging_strategy="steps",
             logging_steps=1,
@@ -301,6 +355,7 @@ class _Run:
             remove_unused_columns=False,
             dataloader_num_workers=0,
             dataloader_pin_memory=not on_cpu,
+            **self.spread.arguments(),
             **more,
         )
 

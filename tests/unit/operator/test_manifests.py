@@ -92,6 +92,17 @@ def test_gpus_are_asked_for_in_the_train_job_alone() -> None:
     assert "nvidia.com/gpu" not in json.dumps(prepare(plan))
 
 
+def test_several_gpus_are_one_pod_s_request_and_reach_the_trainer() -> None:
+    plan = plan_of(job_body(distributed={"gpusPerNode": 4, "strategy": "zero3"}, resources={"sharedMemory": "16Gi"}))
+    job = train(plan)
+    assert container(job)["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert job["spec"]["parallelism"] == 1
+    (shared,) = [volume for volume in pod(job)["volumes"] if volume["name"] == "shm"]
+    assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
+    config = TrainerConfig.model_validate_json(manifests.config_map(plan, name="c")["data"]["config.json"])
+    assert (config.distributed.gpus_per_node, config.distributed.strategy) == (4, "zero3")
+
+
 def test_all_but_claims_and_the_authority_are_owned_by_the_job() -> None:
     plan = plan_of()
     for body in (prepare(plan), train(plan), manifests.service(plan), manifests.config_map(plan, name="c")):

@@ -1,0 +1,80 @@
+"""The strategy in use: what is asked for, or the cheapest that fits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.strategy import Strategy, choose, processes
+
+
+def config(*, distributed: dict[str, Any], **fields: Any) -> TrainerConfig:
+    body = {"job": {"name": "tune"}, "model": {"uri": "hf://org/tiny"}, "sources": [], "method": {"lora": {}}}
+    return TrainerConfig.model_validate_json(json.dumps({**body, **fields, "distributed": distributed}))
+
+
+FULL: dict[str, Any] = {"method": {"full": {}}}
+TWO = {"gpusPerNode": 2}
+
+
+@pytest.mark.parametrize(
+    ("spread", "count"),
+    [
+        ({}, 1),
+        ({"gpusPerNode": 1}, 1),
+        ({"gpusPerNode": 4}, 4),
+        ({"nodes": 3}, 3),
+        ({"nodes": 2, "gpusPerNode": 8}, 16),
+    ],
+)
+def test_there_is_one_process_a_device(spread: dict[str, Any], count: int) -> None:
+    assert processes(config(distributed=spread)) == count
+
+
+@pytest.mark.parametrize(
+    ("spread", "fields", "expected"),
+    [
+        ({}, {}, Strategy("none")),
+        ({"gpusPerNode": 1, "strategy": "ddp"}, {}, Strategy("none")),
+        ({"gpusPerNode": 1, "strategy": "zero2", "offload": "optimizer"}, FULL, Strategy("zero2", "optimizer")),
+        ({"gpusPerNode": 1, "offload": "optimizer"}, {}, Strategy("zero2", "optimizer")),
+        ({"gpusPerNode": 1, "offload": "parameters"}, {}, Strategy("zero3", "parameters")),
+        (TWO, {}, Strategy("ddp")),
+        (TWO, FULL, Strategy("zero2")),
+        (TWO, {"method": {"freeze": {}}}, Strategy("zero2")),
+        ({**TWO, "strategy": "fsdp2"}, FULL, Strategy("fsdp2")),
+    ],
+)
+def test_without_an_estimate(spread: dict[str, Any], fields: dict[str, Any], expected: Strategy) -> None:
+    assert choose(config(distributed=spread, **fields)) == expected
+
+
+@pytest.mark.parametrize(
+    ("fitting", "spread", "fields", "expected"),
+    [
+        ({"ddp", "zero2", "zero3"}, TWO, FULL, "ddp"),
+        ({"zero2", "zero3"}, TWO, FULL, "zero2"),
+        ({"zero3"}, TWO, {}, "zero3"),
+        (set(), TWO, {}, "zero3"),
+        ({"zero3"}, TWO, {"quantization": {"bits": 4}}, "zero3"),
+        ({"zero3"}, TWO, {"quantization": {"bits": 8}}, "zero2"),
+        ({"zero3"}, TWO, {"method": {"lora": {"init": "pissa"}}}, "zero2"),
+        ({"ddp", "zero2"}, {**TWO, "offload": "optimizer"}, {}, "zero2"),
+        ({"zero3"}, {**TWO, "offload": "optimizer"}, {}, "zero3"),
+        ({"zero3"}, {**TWO, "strategy": "ddp"}, {}, "ddp"),
+    ],
+)
+def test_with_an_estimate_the_cheapest_that_fits_and_that_can_work(
+    fitting: set[str], spread: dict[str, Any], fields: dict[str, Any], expected: str
+) -> None:
+    assert choose(config(distributed=spread, **fields), fitting.__contains__).name == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "sharded"),
+    [("none", 0, False), ("ddp", 0, False), ("zero1", 1, False), ("zero3", 3, True), ("fsdp2", 0, True)],
+)
+def test_what_a_strategy_shards(name: str, stage: int, sharded: bool) -> None:
+    assert (Strategy(name).zero_stage, Strategy(name).shards_weights) == (stage, sharded)
