@@ -35,14 +35,19 @@ SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
          "crds/finetune_api", "trainer_image/finetune_trainer"),
     ),
 }  # fmt: skip
-BASE_PACKAGES = "python3,python3-venv,ca-certificates"
+BASE_PACKAGES = {
+    "operator": "python3,python3-venv,ca-certificates",
+    # Triton and torch.compile build small C and C++ files at run time, against Python's headers.
+    "trainer": "python3,python3-venv,python3-dev,ca-certificates,g++",
+}
 DEBOOTSTRAP = "debootstrap"
 _ASIDE = ".debootstrap-"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="build", description=__doc__)
-    parser.add_argument("image", choices=[*sorted(SOURCES), "base"])
+    parser.add_argument("image", choices=sorted(SOURCES))
+    parser.add_argument("--base-only", action="store_true", help="make the debootstrap base alone and print its name")
     parser.add_argument("--registry", default=REGISTRY, help="push here instead of to the embedded cluster's registry")
     parser.add_argument(
         "--base",
@@ -53,9 +58,9 @@ def main() -> int:
     arguments = parser.parse_args()
     local = arguments.registry == REGISTRY
     base = arguments.base or (DEBOOTSTRAP if local else "")
-    if arguments.image == "base":
+    if arguments.base_only:
         with _locked():
-            print(base_image())
+            print(base_image(arguments.image))
         return 0
     reference = f"{arguments.registry}/finetune-{arguments.image}:{tag(arguments.image, base)}"
     if local and not arguments.no_push and _in_registry(reference):
@@ -65,7 +70,7 @@ def main() -> int:
         _build_by_docker(arguments.image, reference, base, push=not arguments.no_push)
     else:
         with _locked():
-            build(arguments.image, reference, base_image() if base == DEBOOTSTRAP else base)
+            build(arguments.image, reference, base_image(arguments.image) if base == DEBOOTSTRAP else base)
             if not arguments.no_push:
                 _say(f"pushing {reference}")
                 buildah("push", *(["--tls-verify=false"] if local else []), reference)
@@ -111,7 +116,8 @@ def _forget_older(reference: str) -> None:
 
 def tag(image: str, base: str) -> str:
     """Hash of everything that goes into the image."""
-    digest = hashlib.sha256(base.encode())
+    made_of = BASE_PACKAGES[image] if base == DEBOOTSTRAP else base
+    digest = hashlib.sha256(made_of.encode())
     for source in SOURCES[image][1]:
         path = ROOT / source
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -148,15 +154,15 @@ def build(image: str, reference: str, base: str) -> None:
     )
 
 
-def base_image() -> str:
-    """A minimal Debian or Ubuntu as this machine's own release has it, made once."""
-    codename = _os_release()["VERSION_CODENAME"]
-    name = f"localhost/finetune-base:{codename}-{hashlib.sha256(BASE_PACKAGES.encode()).hexdigest()[:8]}"
+def base_image(image: str) -> str:
+    """A minimal Debian or Ubuntu as this machine's own release has it, made once, with what ``image`` starts from."""
+    codename, packages = _os_release()["VERSION_CODENAME"], BASE_PACKAGES[image]
+    name = f"localhost/finetune-base:{codename}-{hashlib.sha256(packages.encode()).hexdigest()[:8]}"
     if name in buildah("images", "--format", "{{.Name}}:{{.Tag}}").splitlines():
         return name
     _say(f"making {name} by debootstrap")
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=_ASIDE) as directory:
-        _run(["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", codename, directory, _mirror(codename)])
+        _run(["debootstrap", "--variant=minbase", f"--include={packages}", codename, directory, _mirror(codename)])
         for waste in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man"):
             shutil.rmtree(Path(directory) / waste, ignore_errors=True)
         container = buildah("from", "scratch")
