@@ -26,7 +26,7 @@ needs_fp8 = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", head_dim=16)
 
 
 KERNELS: dict[str, dict[str, Any]] = {
@@ -134,7 +134,7 @@ def test_8_bit_floats_learn_like_16(tmp_path: Path, base: Path, method: Any, com
         learns(report)
         found[precision] = report.progress.eval_loss
         assert any(kernel.startswith("fp8") for kernel in report.acceleration.kernels) == (precision == "fp8")
-    assert found["fp8"] == pytest.approx(found["bf16"], rel=0.02)
+    assert found["fp8"] < found["bf16"] * 1.02
 
 
 @needs_fp8

@@ -40,7 +40,7 @@ def test_a_stage_learns(tmp_path: Path, base: Path, stage: Any, precision: str, 
     assert progress.eval_loss < progress.initial_eval_loss - (0.01 if stage == "kto" else 0.05)
 
 
-@pytest.mark.parametrize("stage", PREFERENCE)
+@pytest.mark.parametrize("stage", ["dpo", "kto", "orpo"])  # rm starts from a head of random numbers
 def test_the_first_loss_is_that_of_the_cpu(tmp_path: Path, base: Path, stage: Any) -> None:
     losses = []
     for gpus in (0, 1):

@@ -29,11 +29,12 @@ _CORPUS = (
 )
 
 
-def make_tiny_model(directory: Path, *, chat_template: bool = True) -> Path:
+def make_tiny_model(directory: Path, *, chat_template: bool = True, head_dim: int = 8) -> Path:
     """Write model and tokenizer into ``directory`` and return it.
 
     Args:
         directory: made where it is missing.
+        head_dim: values a head; flex attention wants 16 or more.
         chat_template: False makes a base model, whose tokenizer has no template and ends text by ``<|endoftext|>``.
     """
     tokenizer = _tokenizer(chat_template=chat_template)
@@ -46,6 +47,7 @@ def make_tiny_model(directory: Path, *, chat_template: bool = True) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

@@ -110,7 +110,8 @@ def varlen_attention(  # noqa: PLR0917 - transformers' signature
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     groups = query.shape[1] // key.shape[1]
-    rows = [part[0].transpose(0, 1).contiguous() for part in (query, key, value)]
+    # A norm with fp32 weights leaves queries and keys in fp32 under autocast, where the product before it does not.
+    rows = [part[0].transpose(0, 1).to(value.dtype).contiguous() for part in (query, key, value)]
     width = {"enable_gqa": True} if groups > 1 and _takes("enable_gqa") else {}
     if groups > 1 and not width:
         rows[1:] = [part.repeat_interleave(groups, dim=1) for part in rows[1:]]

@@ -57,6 +57,14 @@ class Collator:
         self._pad, self._packed, self._flat, self._fused = pad_token_id, packed, flat, fused_loss
         self._row_length = row_length
 
+    def unpadded(self) -> Collator:
+        """The same for rows that are short, without padding to one length."""
+        return Collator(self._pad, packed=self._packed, flat=self._flat, fused_loss=self._fused)
+
+    def forgo_fused_loss(self) -> None:
+        """Make batches for the model's own loss from now on."""
+        self._fused = False
+
     def __call__(self, sequences: Several[Sequence]) -> dict[str, Any]:
         """Tensors (batch, length) of int64: input_ids, labels, and position_ids or, where there is padding,
         attention_mask; ``tokens`` is a scalar, the tokens that are no padding. Flat: batch is 1, and ``cu_seq_lens_*``

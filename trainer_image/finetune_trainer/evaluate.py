@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
@@ -22,19 +24,23 @@ from finetune_trainer.world import ALONE, World
 _PACKING_TOLERANCE = 0.05
 """Nats a token by which a sample's loss may differ packed and alone: rounding stays below, attention to a neighbour
 does not."""
+_PROBE = 512
+"""Tokens on which losses are compared."""
 _FUSED_TOLERANCE = 0.01
 """Relative difference of the fused loss that rounding explains."""
 
 
 @contextlib.contextmanager
 def evaluating(model: Any, precision: str) -> Iterator[None]:
-    """No gradients, no dropout, the arithmetic of training."""
+    """No gradients, no dropout, the arithmetic of training; uncompiled, since every shape would be compiled anew."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device.type
+    compiling = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
     try:
         dtype = None if precision == "fp32" else DTYPES[precision]
-        with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        with eager, torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
             yield
     finally:
         model.train(was_training)
@@ -65,12 +71,23 @@ def held_out_loss(
             own = first + world.rank * size
             start = own if own < len(sequences) else first
             batch = collator([sequences[i] for i in range(start, min(start + size, len(sequences)))])
-            losses = token_losses(model, batch)
             if own < len(sequences):
-                total += float(losses.double().sum())
-                count += losses.numel()
+                summed, tokens = _summed_loss(model, batch)
+                total, count = total + summed, count + tokens
+            else:
+                _summed_loss(model, batch)
     total, count = world.total(total, count)
     return total / max(count, 1)
+
+
+def _summed_loss(model: Any, batch: dict[str, Any]) -> tuple[float, int]:
+    """Loss of all supervised tokens (nats), and how many there are; without logits where the loss is fused."""
+    if "targets" in batch:
+        tokens = batch["targets"].numel()
+        inputs = _inputs(batch, next(model.parameters()).device, without=("tokens",))
+        return (float(model(**inputs).loss) * tokens if tokens else 0.0), tokens
+    losses = token_losses(model, batch)
+    return float(losses.double().sum()), losses.numel()
 
 
 def token_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
@@ -91,24 +108,27 @@ def _inputs(batch: dict[str, Any], device: torch.device, without: tuple[str, ...
     }
 
 
-def check_fused_loss(model: Any, sequence: Sequence, collator: Collator, config: TrainerConfig) -> None:
-    """Hold the fused loss of one sequence against the loss by the model's own logits.
+def fused_loss_agrees(model: Any, sequence: Sequence, collator: Collator, config: TrainerConfig) -> bool:
+    """Hold the fused loss of the start of one sequence against the loss by the model's own logits.
 
     Raises:
-        TrainerError: ACCELERATION_UNAVAILABLE where they differ.
+        TrainerError: ACCELERATION_UNAVAILABLE where they differ and Liger was asked for.
     """
-    batch = collator([sequence])
+    batch = collator.unpadded()([_part(sequence, 0, min(_PROBE, len(sequence.input_ids)))])
     if batch["targets"].numel() == 0:
-        return
+        return True
     with evaluating(model, config.precision):
         own = float(token_losses(model, batch).double().mean())
-        fused = float(model(**_inputs(batch, next(model.parameters()).device, without=("tokens",))).loss)
-    if not abs(fused - own) <= _FUSED_TOLERANCE * max(own, 1.0):
+        summed, tokens = _summed_loss(model, batch)
+    if abs(summed / tokens - own) <= _FUSED_TOLERANCE * max(own, 1.0):
+        return True
+    if config.acceleration.liger:
         raise TrainerError(
             ExitCode.ACCELERATION_UNAVAILABLE,
-            f"acceleration.liger: the fused loss of {type(model).__name__} is {fused:.4f} where its own is {own:.4f} "
-            "(the model scales or caps its logits); set acceleration.liger to false",
+            f"acceleration.liger: the fused loss of {type(model).__name__} is {summed / tokens:.4f} where its own is "
+            f"{own:.4f} (the model scales or caps its logits); leave acceleration.liger unset",
         )
+    return False
 
 
 def check_packing(model: Any, sequences: SequenceSet, collator: Collator, config: TrainerConfig) -> None:
@@ -123,12 +143,13 @@ def check_packing(model: Any, sequences: SequenceSet, collator: Collator, config
     packed = next((s for s in (sequences[i] for i in range(len(sequences))) if len(s.lengths) > 1), None)
     if packed is None:
         return
-    first, second = int(packed.lengths[0]), int(packed.lengths[1])
-    both = _part(packed, 0, first + second, packed.lengths[:2])
-    alone = _part(packed, first, first + second, packed.lengths[1:2])
+    # The end of one sample and the start of the next: their logits are small beside those of a whole row.
+    border, end = int(packed.lengths[0]), int(packed.lengths[0]) + min(_PROBE, int(packed.lengths[1]))
+    both, alone = _part(packed, max(0, border - _PROBE), end), _part(packed, border, end)
+    short = collator.unpadded()
     with evaluating(model, config.precision):
-        together = token_losses(model, collator([both]))[-int((alone.labels != IGNORED).sum()) :]
-        separate = token_losses(model, collator([alone]))
+        together = token_losses(model, short([both]))[-int((alone.labels != IGNORED).sum()) :]
+        separate = token_losses(model, short([alone]))
     difference = float((together - separate).abs().mean())
     if not difference <= _PACKING_TOLERANCE:
         raise TrainerError(
@@ -138,8 +159,13 @@ def check_packing(model: Any, sequences: SequenceSet, collator: Collator, config
         )
 
 
-def _part(sequence: Sequence, start: int, end: int, lengths: Any) -> Sequence:
-    return Sequence(sequence.input_ids[start:end], sequence.labels[start:end], lengths)
+def _part(sequence: Sequence, start: int, end: int) -> Sequence:
+    """Tokens ``start`` to ``end``, with the samples that they belong to."""
+    borders = np.clip(np.cumsum([0, *sequence.lengths.tolist()]), start, end)
+    lengths = np.diff(borders)
+    labels = sequence.labels[start:end].copy()
+    labels[0] = IGNORED  # nothing is left that would predict it
+    return Sequence(sequence.input_ids[start:end], labels, lengths[lengths > 0])
 
 
 def answers(

@@ -131,7 +131,7 @@ def _run(config: TrainerConfig, place: Place, local: int, path: Path) -> dict[in
         max_restarts=0,
         monitor_interval=0.2,
         signals_to_handle="SIGQUIT",  # the rest is ours: torch would kill the workers before they have saved
-        shutdown_timeout=_STOP_SECONDS,
+        **({"shutdown_timeout": _STOP_SECONDS} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}),
     )
     command = ("-m", "finetune_trainer.worker", "--config", str(path))
     try:

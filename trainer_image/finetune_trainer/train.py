@@ -6,6 +6,7 @@ newest complete checkpoint is gone on from, measurements taken before the first 
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +25,7 @@ from finetune_trainer.attention import takes_boundaries
 from finetune_trainer.batches import Collator, Examples
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError, writing_to
-from finetune_trainer.evaluate import answers, check_fused_loss, check_packing, held_out_loss
+from finetune_trainer.evaluate import answers, check_packing, fused_loss_agrees, held_out_loss
 from finetune_trainer.export import Facts, export
 from finetune_trainer.files import read_json, write_json
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
@@ -241,8 +242,13 @@ class _Run:
     def first(self, meter: Meter, start: Path | None, trainer: FineTuner) -> None:
         """What is tried and measured before the first step. Sharded weights can be run from there on only."""
         deferred = self.interrupted.defer(deferred=False)
-        if FUSED_LOSS in self.loaded.acceleration.kernels:
-            check_fused_loss(self.loaded.model, self.prepared.train[0], self.collator, self.config)
+        kernels = self.loaded.acceleration.kernels
+        if FUSED_LOSS in kernels and not fused_loss_agrees(
+            self.loaded.model, self.prepared.train[0], self.collator, self.config
+        ):
+            log.warning("%s has a loss of its own, which is computed by its logits", type(self.loaded.model).__name__)
+            self.collator.forgo_fused_loss()
+            kernels.remove(FUSED_LOSS)
         if self.config.packing:
             check_packing(self.loaded.model, self.prepared.train, self.collator, self.config)
         self.measured = self.baseline(start, trainer)
@@ -363,11 +369,15 @@ class _Run:
         if start is not None and self.checkpoints.status_of(start).step >= trainer.args.max_steps:
             trainer.restore(start)
             return
+        # What is there now stays: looking through it for garbage again and again would hold the GPU up.
+        gc.collect()
+        gc.freeze()
         begun = time.monotonic()
         self.interrupted.defer(deferred=True)
         try:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         finally:
+            gc.unfreeze()
             self.interrupted.defer(deferred=False)
         if trainer.stopped:
             step = trainer.state.global_step

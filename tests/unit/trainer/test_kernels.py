@@ -3,6 +3,7 @@ kernels are tried in tests/gpu."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from finetune_trainer import fused_loss
 from finetune_trainer.attention import choose_attention, fits_varlen, takes_boundaries
 from finetune_trainer.batches import Collator
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import check_fused_loss, evaluating
+from finetune_trainer.evaluate import evaluating, fused_loss_agrees
 from finetune_trainer.kernels import check_kernels, compile_layers
 from finetune_trainer.model import load_model
 from finetune_trainer.prepare import prepare
@@ -95,18 +96,44 @@ def test_the_fused_loss_and_its_gradients_are_the_models_own(tmp_path: Path, tin
 
 
 @pytest.mark.usefixtures("torch_loss")
-def test_a_model_that_scales_its_logits_is_found_before_the_first_step(tmp_path: Path, tiny: Path) -> None:
+@pytest.mark.parametrize("liger", [None, True])
+def test_a_model_that_scales_its_logits_is_found_before_the_first_step(
+    tmp_path: Path, tiny: Path, liger: bool | None
+) -> None:
     config = configure(tmp_path, tiny)
     prepare(config)
+    wishes = config.acceleration.model_copy(update={"liger": liger})
+    config = config.model_copy(update={"acceleration": wishes})
     data, collator = load_prepared(config).train, Collator(0, packed=False, fused_loss=True)
-    model = load_model(config, tiny, CPU).model
+    model = load_model(configure(tmp_path, tiny), tiny, CPU).model
     base = model.get_base_model()
     fused_loss.fuse_loss(base)
-    check_fused_loss(model, data[0], collator, config)
+    assert fused_loss_agrees(model, data[0], collator, config)
     base.lm_head.register_forward_hook(lambda _module, _inputs, logits: 30 * logits)
-    with pytest.raises(TrainerError, match=r"set acceleration\.liger to false") as raised:
-        check_fused_loss(model, data[0], collator, config)
+    if liger is None:  # nobody asked for it: the model's own loss is taken
+        assert not fused_loss_agrees(model, data[0], collator, config)
+        return
+    with pytest.raises(TrainerError, match=r"leave acceleration\.liger unset") as raised:
+        fused_loss_agrees(model, data[0], collator, config)
     assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
+
+
+@pytest.mark.usefixtures("torch_loss")
+def test_a_loss_that_does_not_agree_is_given_up_and_told(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.kernels.fuses_loss", lambda *_arguments: True)
+    fused = run(configure(tmp_path, tiny))
+    shutil.rmtree(tmp_path / "output")
+    monkeypatch.setattr("finetune_trainer.train.fused_loss_agrees", lambda *_arguments: False)
+    plain = run(configure(tmp_path, tiny))
+    assert fused.acceleration is not None
+    assert plain.acceleration is not None
+    assert (fused.acceleration.kernels, plain.acceleration.kernels) == ([fused_loss.NAME], [])
+    assert fused.progress is not None
+    assert plain.progress is not None
+    assert fused.progress.eval_loss == pytest.approx(plain.progress.eval_loss, rel=1e-5)
+    assert fused.progress.loss == pytest.approx(plain.progress.loss, rel=1e-5)
 
 
 def test_compiled_layers_say_the_same_and_keep_their_names(tmp_path: Path, tiny: Path) -> None:
