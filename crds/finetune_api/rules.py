@@ -120,8 +120,8 @@ CONFLICTS: tuple[Rule, ...] = (
     ),
     Rule(
         "method.lora.init",
-        both(OneOf("method.lora.init", ("pissa", "olora")), OneOf("distributed.strategy", ("zero3",))),
-        "PiSSA and OLoRA need whole weights at the start, which ZeRO-3 shards; use init: default or zero2",
+        both(OneOf("method.lora.init", ("pissa", "olora")), _SHARDED),
+        "PiSSA and OLoRA need whole weights, which ZeRO-3 and FSDP2 shard; use init: default or zero2",
     ),
     Rule(
         "method.freeze.trainableLayers",
@@ -133,6 +133,11 @@ CONFLICTS: tuple[Rule, ...] = (
         "output.merge",
         both(Present("output.merge"), Not(_LORA), either(_FULL, _FREEZE)),
         "merging is for adapters; full and freeze deliver whole weights anyway",
+    ),
+    Rule(
+        "output.merge",
+        both(Present("output.merge"), _QUANTIZED, _SHARDED),
+        "a quantized base is merged from its own weights, which are shared out; use zero2, or merge the adapter later",
     ),
     Rule(
         "acceleration.unsloth",

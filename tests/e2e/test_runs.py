@@ -15,15 +15,27 @@ from finetune_cli.kubectl import Kubectl, KubectlError
 from finetune_operator.core import names
 from installed import PROFILE, json_of, metrics
 from team import Team, condition
-from tiny_jobs import ROWS, tiny_job
+from tiny_jobs import PAIRS, ROWS, tiny_job
 
 
 @pytest.fixture(scope="module")
 def team(make_team: Callable[[str], Team]) -> Team:
-    """Both jobs are started at once: most of their time is the start of Python."""
+    """All jobs are started at once: most of their time is the start of Python."""
     team = make_team("e2e-runs")
+    team.config_map("pairs", pairs__jsonl=PAIRS)
     team.start(tiny_job("adapter"))
     team.start(tiny_job("whole", method={"full": {}}, dataset__packing=True))
+    team.start(
+        tiny_job(
+            "quantized",
+            method={},
+            quantization={"bits": 4},
+            hyperparameters__microBatchSize="auto",
+            output__merge={"dtype": "fp32"},
+        )
+    )
+    sources = [{"uri": "configmap://pairs/pairs.jsonl", "format": "preference"}]
+    team.start(tiny_job("preferred", stage="dpo", dataset__sources=sources))
     return team
 
 
@@ -70,6 +82,23 @@ def test_all_weights_are_trained(team: Team) -> None:
     with team.files("whole-output", read_only=True) as pod:
         found = set(pod.run("ls", f"/volume/{path}").split())
     assert {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json"} <= found
+
+
+def test_adapters_are_trained_on_4_bits_and_merged(team: Team) -> None:
+    status = team.until_phase("quantized", "Succeeded")
+    assert status["method"] == "qlora"
+    assert status["memory"]["microBatchSize"] in (1, 2)
+    assert status["memory"]["estimate"]["total"] > 0
+    _, _, path = status["output"]["uri"].removeprefix("pvc://").partition("/")
+    with team.files("quantized-output", read_only=True) as pod:
+        found = set(pod.run("ls", f"/volume/{path}/../merged").split())
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= found
+
+
+def test_preferences_are_learnt(team: Team) -> None:
+    status = team.until_phase("preferred", "Succeeded")
+    assert 0 <= status["progress"]["rewardAccuracy"] <= 1
+    assert status["progress"]["evalLoss"] < status["progress"]["initialEvalLoss"]
 
 
 def test_columns_say_how_far_it_is(team: Team) -> None:

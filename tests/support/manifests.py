@@ -192,6 +192,11 @@ CASES: tuple[Case, ...] = (
         "pissa under zero3", {"method.lora.init": "pissa", "distributed": {"strategy": "zero3"}}, "need whole weights"
     ),
     Case("fp8 on 4 bits", {"quantization": {"bits": 4}, "precision": "fp8"}, "fp8 needs"),
+    Case(
+        "a merge of sharded 4 bits",
+        {"quantization": {"bits": 4}, "distributed": {"strategy": "zero3"}, "output": {"merge": {}}},
+        "merge the adapter later",
+    ),
     Case("unsloth under zero3", {"acceleration.unsloth": True, "distributed": {"strategy": "zero3"}}, "Unsloth"),
     Case("8-bit floats on the CPU", {"precision": "fp8"}, "fp8 needs a GPU"),
     Case(

@@ -13,6 +13,18 @@ ROWS = "".join(
     json.dumps({"instruction": f"Name colour {number}.", "output": f"The colour is {COLOURS[number % 8]}."}) + "\n"
     for number in range(24)
 )
+PAIRS = "".join(
+    json.dumps(
+        {
+            "instruction": f"Name colour {number}.",
+            "chosen": f"The colour is {COLOURS[number % 8]}.",
+            "rejected": f"No colour but {COLOURS[(number + 1) % 8]}.",
+        }
+    )
+    + "\n"
+    for number in range(24)
+)
+"""The same questions with a good and a bad answer each."""
 SOURCES = [{"uri": "configmap://rows/rows.jsonl"}]
 
 

@@ -78,7 +78,9 @@ def _candidates(config: TrainerConfig) -> list[str]:
 def _can_shard_weights(config: TrainerConfig) -> bool:
     """As the rules table says of an explicit zero3."""
     bits, lora = config.quantization, config.method.lora
-    if bits is not None and not (bits.method == "bitsandbytes" and bits.bits == 4):
+    if bits is not None and (bits.method == "hqq" or (bits.method == "bitsandbytes" and bits.bits == 8)):
+        return False
+    if bits is not None and config.merge is not None:
         return False
     if config.stage in PREFERENCE_STAGES or config.acceleration.compile or config.acceleration.unsloth:
         return False
