@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from typing import Any
 
@@ -67,7 +68,7 @@ class Collator:
 
     def __call__(self, sequences: Several[Sequence]) -> dict[str, Any]:
         """Tensors (batch, length) of int64: input_ids, labels, and position_ids or, where there is padding,
-        attention_mask; ``tokens`` is a scalar, the tokens that are no padding. Flat: batch is 1, and ``cu_seq_lens_*``
+        attention_mask; ``tokens`` is an int, the tokens that are no padding. Flat: batch is 1, and ``cu_seq_lens_*``
         and ``max_length_*`` are flash-attn's. Fused loss: ``loss_positions`` and ``targets``."""
         rows = [_joined(sequences)] if self._flat else list(sequences)
         longest = max(len(row.input_ids) for row in rows)
@@ -93,8 +94,19 @@ class Collator:
             batch |= _boundaries(rows[0], length, self._row_length)
         if self._fused:
             batch |= _supervised(labels)
-        batch["tokens"] = torch.tensor(int(attended.sum()))
+        batch["tokens"] = int(attended.sum())
         return batch
+
+
+class Numbered:
+    """A collator's batches with ``rows``, those of the data that they hold."""
+
+    def __init__(self, collator: Callable[[Several[Sequence]], dict[str, Any]]) -> None:
+        self._collator = collator
+
+    def __call__(self, sequences: Several[Sequence]) -> dict[str, Any]:
+        """The collator's, and ``rows``, a tuple of int."""
+        return {**self._collator(sequences), "rows": tuple(row for one in sequences for row in one.rows)}
 
 
 def _joined(sequences: Several[Sequence]) -> Sequence:

@@ -23,6 +23,7 @@ from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from finetune_trainer.batches import Numbered
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
@@ -30,6 +31,8 @@ from finetune_trainer.log import log
 from finetune_trainer.progress import ProgressLog
 from finetune_trainer.world import ALONE, World
 
+_SHOWN = 20
+"""Row numbers that a message names."""
 _SMOOTHING = 0.2
 """Weight of the newest step in the speed that is shown: a step's length varies with its samples."""
 
@@ -91,6 +94,7 @@ class FineTuner(Trainer):
         offloading: AbstractContextManager[Any],
         evaluate_every: int | None,
         lora_plus_ratio: float | None = None,
+        data_collator: Callable[[Any], dict[str, Any]],
         world: World = ALONE,
         first: Callable[[FineTuner], None] | None = None,
         **options: Any,
@@ -102,7 +106,8 @@ class FineTuner(Trainer):
         self._lora_plus_ratio = lora_plus_ratio
         self._run_dir: str | None = None
         self._loss: dict[str, float] = {}
-        super().__init__(callbacks=[_Follower(self)], **options)
+        self.rows: list[int] = []
+        super().__init__(callbacks=[_Follower(self)], data_collator=Numbered(data_collator), **options)
         self.remove_callback(PrinterCallback)  # our log says the same
 
     @property
@@ -125,8 +130,9 @@ class FineTuner(Trainer):
         return self.optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> torch.Tensor:
-        """One micro-batch; ``tokens`` in its inputs is for the meter."""
-        self.meter.add(int(inputs.pop("tokens")))
+        """One micro-batch; ``tokens`` and ``rows`` of its inputs are for reports."""
+        self.meter.add(inputs.pop("tokens"))
+        self.rows.extend(inputs.pop("rows"))
         with self._offloading:
             return super().training_step(model, inputs, *arguments, **options)
 
@@ -203,8 +209,9 @@ class FineTuner(Trainer):
             raise TrainerError(
                 ExitCode.NON_FINITE_LOSS,
                 f"the loss of step {self.state.global_step} is {self._loss['loss']} (gradient norm "
-                f"{self._loss.get('grad_norm')}): training diverged. Lower hyperparameters.learningRate "
-                f"({self.args.learning_rate:g}) or maxGradNorm, or use precision fp32.{kept}",
+                f"{self._loss.get('grad_norm')}): training diverged. The step held {_listed(self.rows)} of the data. "
+                f"Look at these, lower hyperparameters.learningRate ({self.args.learning_rate:g}) or maxGradNorm, or use "
+                f"precision fp32.{kept}",
             )
 
         step, total = self.state.global_step, self.state.max_steps
@@ -258,6 +265,7 @@ class _Follower(TrainerCallback):
         self._tuner.begin()
 
     def on_step_begin(self, *_events: Any, **_options: Any) -> None:
+        self._tuner.rows.clear()
         self._tuner.meter.begin()
 
     def on_step_end(
@@ -271,6 +279,12 @@ class _Follower(TrainerCallback):
         if told and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
+
+
+def _listed(rows: list[int]) -> str:
+    found = sorted(set(rows))
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"row{'s' if len(found) > 1 else ''} {', '.join(map(str, found[:_SHOWN]))}{more}"
 
 
 def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:

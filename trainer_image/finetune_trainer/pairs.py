@@ -1,7 +1,7 @@
 """From sequences of the preference stages to the tensors that TRL's trainers compute on.
 
-The keys are those that the trainers' own collators give, so that their tokenization can be left out. ``tokens`` is a
-scalar, the tokens that are no padding.
+The keys are those that the trainers' own collators give, so that their tokenization can be left out. ``tokens`` is an
+int, the tokens that are no padding.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def _chosen_then_rejected(sequences: Several[Sequence]) -> list[Answer]:
     return chosen + rejected
 
 
-def _tokens(answers: list[Answer]) -> torch.Tensor:
-    return torch.tensor(sum(len(ids) for ids, _ in answers))
+def _tokens(answers: list[Answer]) -> int:
+    return sum(len(ids) for ids, _ in answers)
 
 
 def _padded(answers: list[Answer], pad: int) -> dict[str, torch.Tensor]:

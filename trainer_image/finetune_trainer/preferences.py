@@ -59,7 +59,7 @@ class _PreferenceTuner(FineTuner):
             for start in range(0, count, size):
                 self.interrupted.check()
                 batch = self.data_collator([self._validation[i] for i in range(start, min(start + size, count))])
-                batch.pop("tokens")
+                del batch["tokens"], batch["rows"]
                 total += self.stage_loss(self._prepare_inputs(batch)) * min(size, count - start)
         self.forget()
         return total / count

@@ -174,7 +174,7 @@ class _Filling:
         hashed = hashlib.blake2b(f"{self._config.hyperparameters.seed}:".encode(), digest_size=8)
         for unit in units:
             for encoded in unit.samples:
-                writer.add(encoded.ids, encoded.trained, desirable=unit.desirable)
+                writer.add(encoded.ids, encoded.trained, desirable=unit.desirable, row=self._rows)
                 self._highest = max(self._highest, int(encoded.ids.max()))
                 hashed.update(encoded.ids.tobytes())
             self._truncated += unit.truncated

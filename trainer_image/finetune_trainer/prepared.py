@@ -26,7 +26,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import read_json, whole_directory, write_json
 
-LAYOUT = 2
+LAYOUT = 3
 """Raise it when the layout or the meaning of the files changes: older stores are then made anew."""
 IGNORED = -100
 """Label of a token that is not trained on, as transformers wants it."""
@@ -35,6 +35,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "trained": np.dtype("u1"),
     "starts": np.dtype("<i8"),
     "desirable": np.dtype("u1"),
+    "rows": np.dtype("<i8"),
     "train_members": np.dtype("<i8"),
     "train_starts": np.dtype("<i8"),
     "validation_members": np.dtype("<i8"),
@@ -54,6 +55,8 @@ class Sequence:
     """int64 (k,), tokens of each sample in it; their sum is n."""
     desirable: bool | None = None
     """Whether the answer is good; None where the data do not say."""
+    rows: tuple[int, ...] = ()
+    """Rows of the data that it comes from, counted from 1 over all sources."""
 
 
 class SequenceSet:
@@ -65,6 +68,7 @@ class SequenceSet:
         self._trained = _open(directory, "trained")
         self._sample_starts = _open(directory, "starts")
         self._desirable = _open(directory, "desirable")
+        self._rows = _open(directory, "rows")
         self._members = _open(directory, f"{part}_members")
         self._starts = _open(directory, f"{part}_starts")
 
@@ -80,7 +84,8 @@ class SequenceSet:
         trained = np.concatenate([self._trained[part] for part in slices]).astype(bool)
         lengths = np.array([part.stop - part.start for part in slices], dtype=np.int64)
         desirable = bool(self._desirable[members[0]]) if len(self._desirable) else None
-        return Sequence(ids, np.where(trained, ids, IGNORED), lengths, desirable)
+        rows = tuple(dict.fromkeys(self._rows[members].tolist()))
+        return Sequence(ids, np.where(trained, ids, IGNORED), lengths, desirable, rows)
 
     @property
     def samples(self) -> int:
@@ -131,6 +136,7 @@ class StoreWriter:
         self.lengths = array("q")
         self.supervised = array("q")
         self.desirable = array("b")
+        self._rows = array("q")
 
     def __enter__(self) -> Self:
         self._files = {name: _file(self._directory, name).open("wb") for name in ("tokens", "trained")}
@@ -140,11 +146,15 @@ class StoreWriter:
         for file in self._files.values():
             file.close()
 
-    def add(self, ids: np.ndarray, trained: np.ndarray, *, desirable: bool | None = None) -> None:
-        """Append a sample. Of all samples it is said whether they are desirable, or of none."""
+    def add(
+        self, ids: np.ndarray, trained: np.ndarray, *, desirable: bool | None = None, row: int | None = None
+    ) -> None:
+        """Append a sample, of the data's ``row``, or of one of its own. Of all samples it is said whether they are
+        desirable, or of none."""
         self._files["tokens"].write(ids.astype(_TYPES["tokens"]).tobytes())
         self._files["trained"].write(trained.astype(_TYPES["trained"]).tobytes())
         self.lengths.append(len(ids))
+        self._rows.append(len(self.lengths) if row is None else row)
         self.supervised.append(int(trained.sum()))
         if desirable is not None:
             self.desirable.append(desirable)
@@ -155,6 +165,7 @@ class StoreWriter:
             file.flush()
         self._write("starts", np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]))
         self._write("desirable", np.frombuffer(self.desirable, dtype=np.int8))
+        self._write("rows", np.frombuffer(self._rows, dtype=np.int64))
         for part, sequences in (("train", train), ("validation", validation)):
             self._write(f"{part}_members", [sample for members in sequences for sample in members])
             counts = [len(members) for members in sequences]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,24 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, tiny: Path) -> No
         run(config)
     assert raised.value.exit_code is ExitCode.NON_FINITE_LOSS
     assert not output_of(config, "adapter").exists()
+    named = re.search(r"The step held rows ([\d, ]+) of the data", str(raised.value))
+    assert named is not None
+    rows = [int(number) for number in named[1].split(",")]
+    assert len(rows) == config.hyperparameters.global_batch_size
+    assert set(rows) <= set(range(1, 25))
+
+
+def test_sequences_name_the_rows_that_they_come_from(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, packing=True)
+    prepare(config)
+    tokenizer, prepared = AutoTokenizer.from_pretrained(tiny), load_prepared(config)
+    named = []
+    for part in (prepared.train, prepared.validation):
+        for index in range(len(part)):
+            text = tokenizer.decode(part[index].input_ids)
+            assert [int(flag) + 1 for flag in re.findall(r"Colours of flag (\d+)", text)] == list(part[index].rows)
+            named += part[index].rows
+    assert sorted(named) == list(range(1, 25))
 
 
 @pytest.mark.parametrize(
