@@ -210,8 +210,8 @@ class FineTuner(Trainer):
                 ExitCode.NON_FINITE_LOSS,
                 f"the loss of step {self.state.global_step} is {self._loss['loss']} (gradient norm "
                 f"{self._loss.get('grad_norm')}): training diverged. The step held {_listed(self.rows)} of the data. "
-                f"Look at these, lower hyperparameters.learningRate ({self.args.learning_rate:g}) or maxGradNorm, or use "
-                f"precision fp32.{kept}",
+                f"Look at these, lower hyperparameters.learningRate ({self.args.learning_rate:g}) or maxGradNorm, or "
+                f"use precision fp32.{kept}",
             )
 
         step, total = self.state.global_step, self.state.max_steps
