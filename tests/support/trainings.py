@@ -6,11 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from finetune_api.failures import ExitCode
 from finetune_api.reports import TerminationReport
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
+from finetune_trainer.picture import read_history
 from finetune_trainer.prepare import prepare
+from finetune_trainer.progress import FILE, ProgressLog
 from finetune_trainer.train import train
+from safetensors.torch import load_file
 
 COLOURS = ("red", "green", "blue", "grey", "black", "white", "pink", "brown")
 
@@ -59,3 +67,36 @@ def run(config: TrainerConfig, interrupted: Interruption | None = None, attempt:
 def output_of(config: TrainerConfig, *parts: str) -> Path:
     """A path in the output directory."""
     return Path(config.paths.output, *parts)
+
+
+def run_interrupted(config: TrainerConfig, after: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Train until step ``after`` is reported and then tell the process to end; the checkpoint of the step behind it."""
+    told, written = Interruption(), ProgressLog.report
+
+    def tell(log: ProgressLog, progress: Any) -> None:
+        written(log, progress)
+        if progress.step == after:
+            told.tell()
+
+    monkeypatch.setattr(ProgressLog, "report", tell)
+    with pytest.raises(TrainerError) as raised:
+        run(config, told)
+    assert raised.value.exit_code is ExitCode.INTERRUPTED
+    monkeypatch.setattr(ProgressLog, "report", written)
+    saved = Checkpoints(output_of(config), keep=2).newest()
+    assert saved is not None
+    assert saved.name == f"checkpoint-{after + 1}"
+    return saved
+
+
+def assert_same_result(one: TrainerConfig, other: TrainerConfig) -> None:
+    """Two runs reported the same losses and delivered the same weights, bit for bit."""
+    name = "adapter/adapter_model.safetensors" if one.method.lora is not None else "model/model.safetensors"
+    first, second = load_file(output_of(one, name)), load_file(output_of(other, name))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    reports = [
+        [(report.loss, report.reward_margin) for report in read_history(output_of(config, FILE))[1:]]
+        for config in (one, other)
+    ]
+    assert reports[0] == reports[1]

@@ -14,7 +14,6 @@ from finetune_api.reports import TerminationReport
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer import evaluate
 from finetune_trainer.batches import Collator
-from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.model import count_parameters, load_model
@@ -22,12 +21,12 @@ from finetune_trainer.pairs import LabelledCollator, PairCollator
 from finetune_trainer.picture import read_history
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import Sequence, load_prepared
-from finetune_trainer.progress import FILE, ProgressLog
+from finetune_trainer.progress import FILE
 from peft import PeftModel
 from safetensors.torch import load_file
 from stage_data import PREFERENCE, stage_config
 from torch.nn import functional
-from trainings import at, output_of, run
+from trainings import assert_same_result, at, output_of, run, run_interrupted
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 CPU = torch.device("cpu")
@@ -229,33 +228,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     config = stage_config(tmp_path, tiny, stage, method=chosen, packing=stage == "pt", hyperparameters={"maxSteps": 5})
     whole = at(config, tmp_path / "whole")
     run(whole)
-
-    told = Interruption()
-    written = ProgressLog.report
-
-    def tell(log: ProgressLog, progress: Any) -> None:
-        written(log, progress)
-        if progress.step == 2:
-            told._told.set()
-
-    monkeypatch.setattr(ProgressLog, "report", tell)
-    with pytest.raises(TrainerError) as raised:
-        run(config, told)
-    assert raised.value.exit_code is ExitCode.INTERRUPTED
-    monkeypatch.setattr(ProgressLog, "report", written)
-    saved = Checkpoints(output_of(config), keep=2).newest()
-    assert saved is not None
-    assert saved.name == "checkpoint-3"
+    saved = run_interrupted(config, 2, monkeypatch)
     assert {path.name for path in saved.parent.iterdir()} == {"checkpoint-2", "checkpoint-3"}
     run(config, attempt=2)
-
-    name = "adapter/adapter_model.safetensors" if method == "lora" else "model/model.safetensors"
-    once, twice = load_file(output_of(whole, name)), load_file(output_of(config, name))
-    assert once.keys() == twice.keys()
-    assert all(torch.equal(once[key], twice[key]) for key in once)
-    histories = [read_history(output_of(c, FILE))[1:] for c in (whole, config)]
-    assert [r.loss for r in histories[0]] == [r.loss for r in histories[1]]
-    assert [r.reward_margin for r in histories[0]] == [r.reward_margin for r in histories[1]]
+    assert_same_result(whole, config)
 
 
 @pytest.mark.parametrize("stage", ["dpo", "rm"])

@@ -15,7 +15,6 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer import evaluate
 from finetune_trainer import train as training
 from finetune_trainer.batches import Collator
-from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.model import count_parameters, load_model
@@ -26,7 +25,7 @@ from finetune_trainer.progress import FILE, ProgressLog
 from finetune_trainer.train import BASELINE
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from trainings import at, configure, output_of, run
+from trainings import assert_same_result, at, configure, output_of, run, run_interrupted
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 CPU = torch.device("cpu")
@@ -125,31 +124,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     config = configure(tmp_path, tiny, method=method, hyperparameters={"maxSteps": 8}, **edits)
     whole = at(config, tmp_path / "whole")
     run(whole)
-
-    told = Interruption()
-    written = ProgressLog.report
-
-    def tell(log: ProgressLog, progress: Any) -> None:
-        written(log, progress)
-        if progress.step == 3:
-            told._told.set()
-
-    monkeypatch.setattr(ProgressLog, "report", tell)
-    with pytest.raises(TrainerError) as raised:
-        run(config, told)
-    assert raised.value.exit_code is ExitCode.INTERRUPTED
-    monkeypatch.setattr(ProgressLog, "report", written)
-    saved = Checkpoints(output_of(config), keep=2).newest()
-    assert saved is not None
-    assert saved.name == "checkpoint-4"
+    run_interrupted(config, 3, monkeypatch)
     run(config, attempt=2)
-
-    name = "adapter/adapter_model.safetensors" if "lora" in method else "model/model.safetensors"
-    once, twice = load_file(output_of(whole, name)), load_file(output_of(config, name))
-    assert once.keys() == twice.keys()
-    assert all(torch.equal(once[key], twice[key]) for key in once)
-    losses = [[report.loss for report in read_history(output_of(c, FILE))[1:]] for c in (whole, config)]
-    assert losses[0] == losses[1]
+    assert_same_result(whole, config)
 
 
 def test_a_crash_goes_on_from_the_last_checkpoint(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
