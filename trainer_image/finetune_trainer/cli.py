@@ -101,6 +101,8 @@ def _prepare(config: TrainerConfig) -> TerminationReport:
 def _train(config: TrainerConfig, interrupted: Interruption, known: dict[str, object]) -> TerminationReport:
     if config.distributed.gpus_per_node and not is_worker():  # one GPU, also on a machine that has more
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    if config.distributed.gpus_per_node == 0:  # else DeepSpeed, which accelerate imports, complains of no GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from finetune_trainer.train import train  # noqa: PLC0415
 
     attempt = os.environ.get(ATTEMPT_ENV, "1")

@@ -40,6 +40,8 @@ def set_up(rank: int = 0) -> None:
     # Hugging Face's loggers have handlers of their own on stderr; ours on the root would be a second.
     for name in ("transformers", "peft", "accelerate", "huggingface_hub"):
         logging.getLogger(name).propagate = True
+    # torchao registers types in a way that torch will retire.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     # Retries of requests: hub.py says in one line what came of them.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
