@@ -42,6 +42,7 @@ def disturbed(make_team: Callable[[str], Team], kubectl: Kubectl) -> Disturbed:
     assert json_of(team.kubectl, CHILDREN, "--selector", f"{names.JOB_LABEL}=deleted")["items"]
     team.kubectl.run("delete", "ftj", "deleted", "--timeout=60s")
     before["orphaned"] = team.until("orphaned", has_saved, "running with a checkpoint")
+    team.events("killed", until="Retrying")  # which an operator that dies between status and event cannot tell
     selector = f"app.kubernetes.io/instance={RELEASE}"
     kubectl.run("delete", "pod", "--namespace", NAMESPACE, "--selector", selector, *KILL)
     kubectl.run("rollout", "status", "--namespace", NAMESPACE, f"deployment/{DEPLOYMENT}", "--timeout=120s")
