@@ -154,6 +154,8 @@ def resting_bytes(shape: ModelShape, recipe: Recipe) -> tuple[float, float, floa
     matrices = list(trained_matrices(shape, recipe))
     trained = sum(matrix.elements for matrix in matrices)
     weights = _frozen_bytes(shape, recipe, trained) + trained * recipe.trained
+    if recipe.reference:
+        weights += trained * recipe.trained
     gradients = float(trained * recipe.trained)
     zero = recipe.strategy.startswith("zero")
     optimizer = sum(state_bytes(matrix, recipe.optimizer, FP32 if zero else recipe.trained) for matrix in matrices)
@@ -269,9 +271,9 @@ def _head_trained(recipe: Recipe) -> bool:
 
 def _ends(shape: ModelShape, recipe: Recipe, how: Keeping) -> float:
     tokens = recipe.tokens
-    rows = recipe.micro_batch if recipe.masked else 1
+    rows = recipe.rows if recipe.masked else 1
     tables = 2 * rows * recipe.length * shape.head_dim * how.residual
-    mask = recipe.micro_batch * recipe.length**2 * (how.compute if recipe.eager else 1)
+    mask = recipe.rows * recipe.length**2 * (how.compute if recipe.eager else 1)
     ids = 3 * 8 * tokens
     head = shape.hidden * how.compute if _head_trained(recipe) else 0
     return (
@@ -300,6 +302,8 @@ def logit_bytes(shape: ModelShape, recipe: Recipe) -> Logits:
     many as take four times the hidden state, and the hidden state's gradient at once (arXiv 2410.10989).
     """
     tokens, vocabulary, compute = recipe.tokens, shape.vocabulary, recipe.compute
+    if recipe.scores:
+        return Logits(0.0, 0.0, 0.0)
     if recipe.liger or recipe.fused_loss:
         chunks = -(-vocabulary // (_CHUNK * shape.hidden))
         chunk = min(tokens, 1 << (max(1, -(-tokens // chunks)) - 1).bit_length())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_api.stages import REFERENCE_STAGES
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import MethodSpec, Precision, QuantizationSpec
 
@@ -43,11 +44,22 @@ class Recipe:
     offload: Literal["none", "optimizer", "parameters"] = "none"
     sequence_parallel: int = 1
     on_gpu: bool = True
+    paired: bool = False
+    """Whether each sample is two sequences, a chosen and a rejected answer."""
+    reference: bool = False
+    """Whether a frozen copy of the trained weights is kept to compare with."""
+    scores: bool = False
+    """Whether the head gives one number a sequence, and there are no logits."""
+
+    @property
+    def rows(self) -> int:
+        """Sequences of a micro-batch on one device."""
+        return self.micro_batch * (2 if self.paired else 1)
 
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch on one device."""
-        return self.micro_batch * -(-self.length // self.sequence_parallel)
+        return self.rows * -(-self.length // self.sequence_parallel)
 
     @property
     def compute(self) -> int:
@@ -129,6 +141,9 @@ def recipe_of(
         offload=spread.offload,
         sequence_parallel=spread.sequence_parallel,
         on_gpu=gpu,
+        paired=config.stage in ("dpo", "orpo", "rm"),
+        reference=config.stage in REFERENCE_STAGES and config.method.lora is None,
+        scores=config.stage == "rm",
     )
 
 
@@ -137,4 +152,4 @@ def is_masked(config: TrainerConfig, micro_batch: int, *, on_gpu: bool) -> bool:
     if config.packing:
         told = config.acceleration.flash_attention in ("auto", "fa2", "fa3") and config.precision != "fp32"
         return not (on_gpu and told)
-    return micro_batch > 1
+    return micro_batch > 1 or config.stage in ("dpo", "orpo", "rm")

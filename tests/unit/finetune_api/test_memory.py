@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from finetune_api.fitting import changes_that_fit, choose_micro_batch, fits, smallest_gpu_count
-from finetune_api.memory import USABLE, estimate, resting_bytes
+from finetune_api.memory import USABLE, activations, estimate, logit_bytes, resting_bytes
 from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import Recipe, recipe_of
 from finetune_api.trainer_config import JobIdentity, ResolvedModel, TrainerConfig
@@ -237,3 +238,14 @@ def test_what_must_change_is_said_in_order_and_makes_it_fit() -> None:
 def test_auto_is_no_number() -> None:
     with pytest.raises(ValueError, match="auto"):
         recipe_of(job(hyperparameters={"microBatchSize": "auto"}))
+
+
+def test_stages_with_pairs_count_both_answers_and_the_reference() -> None:
+    shape, plain = ModelShape.from_config(SMALL), Recipe(FULL, "bf16", 1024, 2)
+    pairs = replace(plain, paired=True)
+    assert pairs.tokens == 2 * plain.tokens
+    assert activations(shape, pairs).layers == pytest.approx(2 * activations(shape, plain).layers)
+    weights, copied = (resting_bytes(shape, replace(plain, reference=kept))[0] for kept in (False, True))
+    assert copied == 2 * weights
+    assert logit_bytes(shape, replace(pairs, scores=True)).backward == 0
+    assert logit_bytes(shape, pairs).backward == 2 * logit_bytes(shape, plain).backward
