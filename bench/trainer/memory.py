@@ -42,6 +42,7 @@ from finetune_trainer import model as models  # noqa: E402
 from finetune_trainer import train as training  # noqa: E402
 from finetune_trainer.batches import Collator  # noqa: E402
 from finetune_trainer.checkpoints import Checkpoints  # noqa: E402
+from finetune_trainer.dtypes import DTYPES  # noqa: E402
 from finetune_trainer.interruption import Interruption  # noqa: E402
 from finetune_trainer.loop import Meter  # noqa: E402
 from finetune_trainer.prepared import Sequence as Tokens  # noqa: E402
@@ -142,7 +143,7 @@ class Random:
 def build(case: Case, config: TrainerConfig, shape: dict[str, Any], device: str) -> models.Loaded:
     """The model as :func:`finetune_trainer.model.load_model` leaves it, with random weights instead of a file's."""
     settings = AutoConfig.for_model(**shape)
-    dtype = torch.float32 if config.method.full is not None else models.DTYPES[config.precision]
+    dtype = torch.float32 if config.method.full is not None else DTYPES[config.precision]
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="sdpa")
     if case.method == "qlora":

@@ -35,7 +35,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launched(config: TrainerConfig, directory: Path) -> TerminationReport:
-    """The report of ``finetune-train train``."""
+    """The report of ``finetune-train train``, which must end well."""
+    done, report = launch(config, directory)
+    assert done.returncode == ExitCode.OK, done.stdout + done.stderr
+    return report
+
+
+def launch(config: TrainerConfig, directory: Path) -> tuple[subprocess.CompletedProcess[str], TerminationReport]:
+    """How ``finetune-train train`` ended, and its report."""
     prepare(config)
     (directory / "config.json").write_text(config.to_json())
     word = directory / "termination-log"
@@ -46,10 +53,9 @@ def launched(config: TrainerConfig, directory: Path) -> TerminationReport:
         text=True,
         check=False,
     )
-    assert done.returncode == ExitCode.OK, done.stdout + done.stderr
     report = TerminationReport.decode(word.read_bytes())
     assert report is not None
-    return report
+    return done, report
 
 
 def assert_learnt_and_loads(config: TrainerConfig, report: TerminationReport, base: Path) -> None:
@@ -194,16 +200,6 @@ def test_more_gpus_than_there_are_is_a_refusal(tmp_path: Path, base: Path) -> No
         hyperparameters={"globalBatchSize": count, "microBatchSize": 1},
         distributed={"gpusPerNode": count},
     )
-    prepare(config)
-    (tmp_path / "config.json").write_text(config.to_json())
-    word = tmp_path / "termination-log"
-    done = subprocess.run(
-        [sys.executable, "-m", "finetune_trainer.cli", "train", "--config", str(tmp_path / "config.json")],
-        env={**os.environ, TERMINATION_PATH_ENV: str(word)},
-        capture_output=True,
-        check=False,
-    )
+    done, report = launch(config, tmp_path)
     assert done.returncode == ExitCode.ACCELERATION_UNAVAILABLE
-    report = TerminationReport.decode(word.read_bytes())
-    assert report is not None
     assert f"{count} GPUs" in (report.message or "")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
@@ -23,6 +24,8 @@ from finetune_trainer.errors import TrainerError
 VARLEN = "varlen"
 FLASH = {"fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 PLAIN = {"sdpa": "sdpa", "flex": "flex_attention", "disabled": "eager"}
+_TAKEN = frozenset(inspect.signature(varlen_attn).parameters)
+"""Options of this torch's varlen kernel, which has grown since it came with 2.10."""
 _LONGEST_HEAD = 256
 """Values a head that the varlen kernel takes."""
 
@@ -112,21 +115,12 @@ def varlen_attention(  # noqa: PLR0917 - transformers' signature
     groups = query.shape[1] // key.shape[1]
     # A norm with fp32 weights leaves queries and keys in fp32 under autocast, where the product before it does not.
     rows = [part[0].transpose(0, 1).to(value.dtype).contiguous() for part in (query, key, value)]
-    width = {"enable_gqa": True} if groups > 1 and _takes("enable_gqa") else {}
+    width = {"enable_gqa": True} if groups > 1 and "enable_gqa" in _TAKEN else {}
     if groups > 1 and not width:
         rows[1:] = [part.repeat_interleave(groups, dim=1) for part in rows[1:]]
-    causal: dict[str, Any] = {"window_size": (-1, 0)} if _takes("window_size") else {"is_causal": True}
-    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - for GPUs alone
-
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in _TAKEN else {"is_causal": True}
     output = varlen_attn(*rows, starts, starts, longest, longest, scale=scaling, **causal, **width)
     return output[None], None
-
-
-def _takes(option: str) -> bool:
-    """Whether this torch's varlen_attn has ``option``: it came with 2.10 and has grown since."""
-    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
-
-    return option in inspect.signature(varlen_attn).parameters
 
 
 def _demand_flash(wanted: str, device: torch.device) -> None:

@@ -124,7 +124,7 @@ def _boundaries(row: Sequence, length: int, row_length: int | None) -> dict[str,
         parts.append(min(left, row_length or left))
         left -= parts[-1]
     starts = torch.from_numpy(np.concatenate([[0], np.cumsum(parts)]).astype(np.int32))
-    longest = max(*parts, row_length or 0) if len(parts) > 1 else max(parts[0], row_length or 0)
+    longest = max([*parts, row_length or 0])
     return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
 
 

@@ -250,8 +250,7 @@ def awq_weight(read: Read, module: str) -> torch.Tensor:
     values, points = _awq_columns(read(f"{module}.qweight")), _awq_columns(read(f"{module}.qzeros"))
     _check_shapes(module, values.shape[1] == scales.shape[1] == points.shape[1], values.shape[0] % len(scales) == 0)
     group = values.shape[0] // scales.shape[0]
-    wide = (part.repeat_interleave(group, dim=0) for part in (points, scales))
-    points, scales = wide
+    points, scales = (part.repeat_interleave(group, dim=0) for part in (points, scales))
     return ((values - points).to(scales.dtype) * scales).T
 
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.batches import Collator
+from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.model import DTYPES
 from finetune_trainer.prepared import IGNORED, Sequence, SequenceSet
 from finetune_trainer.world import ALONE, World
 
@@ -71,11 +71,9 @@ def held_out_loss(
             own = first + world.rank * size
             start = own if own < len(sequences) else first
             batch = collator([sequences[i] for i in range(start, min(start + size, len(sequences)))])
+            summed, tokens = _summed_loss(model, batch)
             if own < len(sequences):
-                summed, tokens = _summed_loss(model, batch)
                 total, count = total + summed, count + tokens
-            else:
-                _summed_loss(model, batch)
     total, count = world.total(total, count)
     return total / max(count, 1)
 

@@ -17,10 +17,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune_trainer.adapters import Start
 from finetune_trainer.card import model_card
+from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import writing_to
 from finetune_trainer.files import sha256_file, whole_directory
 from finetune_trainer.log import log
-from finetune_trainer.model import DTYPES
 from finetune_trainer.picture import draw_losses
 from finetune_trainer.prepared import Prepared
 

@@ -12,12 +12,12 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.evaluate import evaluating
 from finetune_trainer.export import ADAPTER, generation_config, make_readable
 from finetune_trainer.files import whole_directory
 from finetune_trainer.log import log
-from finetune_trainer.model import DTYPES
 from finetune_trainer.prepared import Prepared
 from finetune_trainer.quantization import forget_quantization, is_packed, whole_layer
 

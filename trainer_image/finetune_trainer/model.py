@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from finetune_trainer.adapters import FROM_THE_WEIGHTS, Start, add_adapters, linear_names
 from finetune_trainer.attention import choose_attention
+from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fp8 import check_fp8, freeze_in_fp8, train_in_fp8
 from finetune_trainer.freezing import freeze
@@ -23,9 +24,6 @@ from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layer
 from finetune_trainer.log import log
 from finetune_trainer.quantization import compute_dtype, loading_options, quantize_by_hqq
 from finetune_trainer.spread import size_of
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}
-"""torch's type by the API's name; what is not multiplied in fp8 is in bf16."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.fp8 import Fp8Linear
 
 HQQ_GROUP = 64
@@ -23,7 +24,7 @@ HQQ_GROUP = 64
 def compute_dtype(config: TrainerConfig) -> torch.dtype:
     """Type that weights are dequantized to: `quantization.computeDtype`, else the job's precision."""
     named = config.quantization.compute_dtype if config.quantization else None
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[named or config.precision]
+    return DTYPES[named or config.precision]
 
 
 def loading_options(config: TrainerConfig, directory: Path) -> dict[str, Any]:

@@ -90,9 +90,10 @@ def _attempt(
     config: TrainerConfig, attempt: int, interrupted: Interruption, known: dict[str, object], world: World
 ) -> TerminationReport:
     device = choose_device(config)
-    config, memory = world.share(fit_to_device(config, load_prepared(config), device) if world.main else None)
+    prepared = load_prepared(config)
+    config, memory = world.share(fit_to_device(config, prepared, device) if world.main else None)
     known["memory"] = memory
-    run = _Run.prepare(config, attempt, interrupted, world)
+    run = _Run.prepare(config, prepared, device, attempt=attempt, interrupted=interrupted, world=world)
     run.memory = memory
     try:
         return run.go()
@@ -147,11 +148,18 @@ class _Run:
     memory: MemoryStatus = field(default_factory=MemoryStatus)
 
     @classmethod
-    def prepare(cls, config: TrainerConfig, attempt: int, interrupted: Interruption, world: World) -> _Run:
+    def prepare(
+        cls,
+        config: TrainerConfig,
+        prepared: Prepared,
+        device: torch.device,
+        *,
+        attempt: int,
+        interrupted: Interruption,
+        world: World,
+    ) -> _Run:
         """Load what the prepare step left."""
         output = Path(config.paths.output)
-        prepared = load_prepared(config)
-        device = choose_device(config)
         set_seed(config.hyperparameters.seed)
         tokenizer = load_tokenizer(prepared.model_directory, trust_remote_code=config.model.trust_remote_code)
         tokenizer.chat_template = prepared.chat_template

@@ -13,6 +13,7 @@ from finetune_api.recipe import BYTES, Recipe
 from finetune_api.training import FullMethod, LoraMethod, MethodSpec, QuantizationSpec
 from finetune_api.weights import Matrix, linear_bytes, quantized_bytes, state_bytes
 from finetune_trainer import model as models
+from finetune_trainer.dtypes import DTYPES
 from live_memory import saved_for_backward
 from transformers import (
     AutoConfig,
@@ -86,7 +87,7 @@ def test_a_shape_counts_the_parameters_of_the_real_model(
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
 def test_a_weight_and_its_gradient_take_what_the_type_takes(name: str) -> None:
-    weight = torch.nn.Parameter(torch.ones(32, 16, dtype=models.DTYPES[name]))
+    weight = torch.nn.Parameter(torch.ones(32, 16, dtype=DTYPES[name]))
     weight.sum().backward()
     assert weight.grad is not None
     expected = {"fp32": 4, "fp16": 2, "bf16": 2}[name]
@@ -124,7 +125,7 @@ def test_eight_bits_take_a_byte_and_a_scale_a_row() -> None:
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_adamw_keeps_two_moments_in_the_weights_type(name: str) -> None:
-    weight = torch.nn.Parameter(torch.ones(64, 128, dtype=models.DTYPES[name]))
+    weight = torch.nn.Parameter(torch.ones(64, 128, dtype=DTYPES[name]))
     optimizer = torch.optim.AdamW([weight])
     weight.sum().backward()
     optimizer.step()
@@ -172,7 +173,7 @@ SHAPES = {"llama": {**NUMBERS, **LLAMA}, "qwen3": {**NUMBERS, **QWEN3}, "wide": 
 def kept(numbers: dict[str, Any], recipe: Recipe) -> int:
     """Bytes that a forward pass with a loss keeps for the backward pass, but for weights and inputs."""
     trained_in_full = recipe.method.full is not None
-    dtype = torch.float32 if trained_in_full and recipe.master_weights == "fp32" else models.DTYPES[recipe.precision]
+    dtype = torch.float32 if trained_in_full and recipe.master_weights == "fp32" else DTYPES[recipe.precision]
     attention = "eager" if recipe.eager else "sdpa"
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**numbers), dtype=dtype, attn_implementation=attention

@@ -11,9 +11,10 @@ import torch
 from finetune_api.failures import ExitCode
 from finetune_trainer import merging
 from finetune_trainer.batches import Collator
+from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import evaluating, token_losses
-from finetune_trainer.model import DTYPES, count_parameters, load_model
+from finetune_trainer.model import count_parameters, load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
 from peft import PeftModel
