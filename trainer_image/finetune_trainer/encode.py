@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from finetune_api.training import TemplateSpec
 
-from finetune_trainer.rows import Message
+from finetune_trainer.messages import Message
 from finetune_trainer.templates import Template
 from finetune_trainer.tokenizer import Span, SpecialTokenInTextError, TextEncoder
 

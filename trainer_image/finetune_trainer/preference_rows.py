@@ -9,7 +9,8 @@ from typing import Any
 
 from finetune_api.trainer_config import ResolvedSource
 
-from finetune_trainer.rows import Message, checked, invalid, question_in, read_rows, text_in, turns_in
+from finetune_trainer.messages import Message
+from finetune_trainer.rows import checked, invalid, question_in, read_rows, text_in, turns_in
 
 Row = dict[str, Any]
 _PROMPTS = ("prompt", "conversations", "instruction", "messages")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,9 @@ from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import ResolvedSource
 
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.messages import Conversation, Message
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn. ``role`` is system, user or assistant."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A sample before templating: an optional system message, then user and assistant in turn, assistant last."""
-
-    messages: tuple[Message, ...]
-    where: str
-    """File and row, for a person: ``rows.jsonl:17``."""
 
 
 def read_conversations(source: ResolvedSource, file: Path) -> Iterator[Conversation]:

@@ -17,8 +17,9 @@ from finetune_api.trainer_config import ResolvedSource
 from finetune_api.training import DatasetFormat, TemplateSpec
 
 from finetune_trainer.encode import SPECIAL_TEXT, ConversationEncoder, DroppedError, Encoded
+from finetune_trainer.messages import Conversation, Message
 from finetune_trainer.preference_rows import Pair, Rated, read_pairs, read_rated
-from finetune_trainer.rows import Conversation, Message, check_text, read_conversations, read_rows, text_in
+from finetune_trainer.rows import check_text, read_conversations, read_rows, text_in
 from finetune_trainer.templates import Template
 from finetune_trainer.tokenizer import Span, SpecialTokenInTextError, TextEncoder
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from finetune_api.training import TemplateSpec
 from finetune_trainer.encode import SPECIAL_TEXT, TOO_LONG, ConversationEncoder, DroppedError
-from finetune_trainer.rows import Message
+from finetune_trainer.messages import Message
 from finetune_trainer.templates import resolve_template
 from finetune_trainer.tokenizer import Span, SpecialTokenInTextError, TextEncoder, load_tokenizer
 from hypothesis import given, settings

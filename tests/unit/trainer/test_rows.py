@@ -10,7 +10,8 @@ import pytest
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import ResolvedSource
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rows import Conversation, read_conversations
+from finetune_trainer.messages import Conversation
+from finetune_trainer.rows import read_conversations
 
 HI = [("user", "Hi"), ("assistant", "Hello!")]
 

@@ -20,7 +20,7 @@ from finetune_api.failures import ExitCode
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rows import Message
+from finetune_trainer.messages import Message
 from finetune_trainer.templates.slots import Segment, quote
 from finetune_trainer.tokenizer import special_tokens
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_trainer.rows import Message
+from finetune_trainer.messages import Message
 
 CONTENT = "{{content}}"
 
