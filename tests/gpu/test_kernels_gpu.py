@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from finetune_trainer.prepared import load_prepared
 from tiny_model import make_tiny_model
 from torch.nn import functional
 from trainings import configure, run
+from transformers.models.llama import modeling_llama
 
 CUDA = torch.device("cuda")
 needs_fp8 = pytest.mark.skipif(
@@ -27,6 +29,14 @@ needs_fp8 = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", head_dim=16)
+
+
+@pytest.fixture(autouse=True)
+def _own_kernels() -> Iterator[None]:
+    """Liger puts functions of its own into the module of the model, where the next test would find them."""
+    before = dict(vars(modeling_llama))
+    yield
+    vars(modeling_llama).update(before)
 
 
 KERNELS: dict[str, dict[str, Any]] = {
@@ -57,6 +67,25 @@ def learns(report: Any) -> None:
     assert report.progress.eval_loss < report.progress.initial_eval_loss - 0.1
 
 
+def gradients_of(config: Any, base: Path) -> dict[str, torch.Tensor]:
+    """Of each weight that is trained, from two rows of the data, flat."""
+    torch.manual_seed(3)
+    loaded = load_model(config, base, CUDA)
+    model = loaded.model
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at the start, which would leave A without gradients
+            torch.nn.init.normal_(parameter, std=0.02)
+    flat = loaded.acceleration.attention == "varlen"
+    fused = "fused-loss" in loaded.acceleration.kernels
+    collator = Collator(0, packed=config.packing, flat=flat, fused_loss=fused)
+    data = load_prepared(config).train
+    batch = {k: v.to(CUDA) if hasattr(v, "to") else v for k, v in collator([data[0], data[1]]).items()}
+    batch.pop("tokens")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        model(**batch, num_items_in_batch=torch.tensor(64, device=CUDA)).loss.backward()
+    return {name: p.grad.float().flatten() for name, p in model.named_parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_each_kernel_learns(tmp_path: Path, base: Path, kernel: str, packing: bool) -> None:
@@ -77,20 +106,7 @@ def test_gradients_are_those_of_the_plain_path(tmp_path: Path, base: Path, metho
     for name in ("plain", kernel):
         config = job(tmp_path, base, packing=True, method=method, acceleration=KERNELS[name])
         prepare(config)
-        torch.manual_seed(3)
-        loaded = load_model(config, base, CUDA)
-        model = loaded.model
-        for parameter_name, parameter in model.named_parameters():
-            if "lora_B" in parameter_name:  # zero at the start, which would leave A without gradients
-                torch.nn.init.normal_(parameter, std=0.02)
-        flat = loaded.acceleration.attention == "varlen"
-        collator = Collator(0, packed=True, flat=flat, fused_loss="fused-loss" in loaded.acceleration.kernels)
-        data = load_prepared(config).train
-        batch = {k: v.to(CUDA) if hasattr(v, "to") else v for k, v in collator([data[0], data[1]]).items()}
-        batch.pop("tokens")
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            model(**batch, num_items_in_batch=torch.tensor(64, device=CUDA)).loss.backward()
-        gradients[name] = {n: p.grad.float().flatten() for n, p in model.named_parameters() if p.grad is not None}
+        gradients[name] = gradients_of(config, base)
     assert gradients["plain"].keys() == gradients[kernel].keys()
     for name, plain in gradients["plain"].items():
         if plain.norm() > 1e-4:
@@ -125,16 +141,31 @@ def test_quantized_bases_learn_and_merge(tmp_path: Path, base: Path, kind: str, 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compile"])
 @pytest.mark.parametrize("method", [{"lora": {"rank": 4}}, {"full": {}}], ids=["lora", "full"])
 def test_8_bit_floats_learn_like_16(tmp_path: Path, base: Path, method: Any, compiled: bool) -> None:
-    found = {}
+    learnt = {}
     for precision in ("bf16", "fp8"):
         (tmp_path / precision).mkdir()
         config = job(tmp_path / precision, base, method=method, precision=precision, packing=True,
                      acceleration={"compile": compiled}, hyperparameters={"maxSteps": 50})  # fmt: skip
         report = run(config)
         learns(report)
-        found[precision] = report.progress.eval_loss
+        learnt[precision] = report.progress.initial_eval_loss - report.progress.eval_loss
         assert any(kernel.startswith("fp8") for kernel in report.acceleration.kernels) == (precision == "fp8")
-    assert found["fp8"] < found["bf16"] * 1.02
+    # The model is 32 wide: the steps of 8-bit floats average out over more values in a real one.
+    assert learnt["fp8"] > 0.9 * learnt["bf16"]
+
+
+@needs_fp8
+@pytest.mark.parametrize("method", [{"lora": {"rank": 4}}, {"full": {}}], ids=["lora", "full"])
+def test_gradients_in_8_bit_floats_point_where_those_in_16_do(tmp_path: Path, base: Path, method: Any) -> None:
+    gradients = {}
+    for precision in ("bf16", "fp8"):
+        config = job(tmp_path, base, precision=precision, method=method)
+        prepare(config)
+        gradients[precision] = gradients_of(config, base)
+    assert gradients["bf16"].keys() == gradients["fp8"].keys()
+    for name, plain in gradients["bf16"].items():
+        if plain.norm() > 1e-4:
+            assert functional.cosine_similarity(plain, gradients["fp8"][name], dim=0) > 0.98, name
 
 
 @needs_fp8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from pathlib import Path
 
@@ -75,14 +76,26 @@ def test_packed_samples_keep_apart(tmp_path: Path, base: Path) -> None:
     check_packing(model, load_prepared(config).train, Collator(0, packed=True), config)
 
 
+def filled() -> list[torch.Tensor]:
+    """Tensors that fill what the allocator has room for without asking the device."""
+    tensors = []
+    for size in (2**power for power in range(30, 8, -1)):
+        with contextlib.suppress(torch.OutOfMemoryError):
+            while True:
+                tensors.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+    return tensors
+
+
 def test_an_allocation_that_does_not_fit_says_what_to_lower(tmp_path: Path, base: Path) -> None:
     config = configure(tmp_path, base, distributed={"gpusPerNode": 1})
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-6)
+    fillers = filled()
     try:
         with pytest.raises(TrainerError, match="microBatchSize") as raised:
             run(config)
     finally:
+        fillers.clear()
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert raised.value.exit_code is ExitCode.CUDA_OUT_OF_MEMORY

@@ -15,6 +15,7 @@ from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
@@ -44,6 +45,8 @@ def choose_attention(config: TrainerConfig, settings: PretrainedConfig, device: 
         _demand_flash(wanted, device)
         return FLASH[wanted]
     if wanted in PLAIN:
+        if wanted == "flex" and device.type == "cuda":
+            AttentionInterface.register(PLAIN[wanted], flex_attention)
         return PLAIN[wanted]
     if device.type == "cuda":
         if is_flash_attn_3_available() and torch.cuda.get_device_capability(device) == (9, 0):
@@ -121,6 +124,15 @@ def varlen_attention(  # noqa: PLR0917 - transformers' signature
     causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in _TAKEN else {"is_causal": True}
     output = varlen_attn(*rows, starts, starts, longest, longest, scale=scaling, **causal, **width)
     return output[None], None
+
+
+def flex_attention(*inputs: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """transformers' flex attention by the kernel that trains. By itself torch takes the one for decoding where queries
+    are few, and compiling that fails for narrow heads (NoValidChoicesError, torch 2.11)."""
+    output: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(
+        *inputs, kernel_options={"BACKEND": "TRITON"}, **options
+    )
+    return output
 
 
 def _demand_flash(wanted: str, device: torch.device) -> None:

@@ -7,6 +7,7 @@ are no multiples of 16, and the output head, stay as they are.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -59,9 +60,11 @@ def train_in_fp8(model: Any) -> None:
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # noqa: PLC0415 - for this wish alone
 
     head = model.get_output_embeddings()
+    # The gradient of a weight is a product over the tokens, whose number need be no multiple of 16.
+    recipe = dataclasses.replace(Float8LinearConfig.from_recipe_name("tensorwise"), pad_inner_dim=True)
     convert_to_float8_training(
         model,
-        config=Float8LinearConfig.from_recipe_name("tensorwise"),
+        config=recipe,
         module_filter_fn=lambda layer, _name: layer is not head and fits(layer),
     )
 

@@ -37,6 +37,7 @@ def set_up(rank: int = 0) -> None:
     logging.captureWarnings(capture=True)
     # What libraries will rename is for those who write against them, not for the reader of a job's log.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     # Hugging Face's loggers have handlers of their own on stderr; ours on the root would be a second.
     for name in ("transformers", "peft", "accelerate", "huggingface_hub"):
         logging.getLogger(name).propagate = True
