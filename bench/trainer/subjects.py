@@ -21,6 +21,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def has_cuda() -> bool:
+    """Whether there is a GPU."""
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.is_available()
+
+
 def make_model(directory: Path, shape: str) -> None:
     """Random weights in bf16 with a tokenizer of a few words, as a model on a claim would lie."""
     import torch  # noqa: PLC0415
