@@ -19,6 +19,8 @@ from torch.nn import functional
 from trainings import configure, run
 from transformers.models.llama import modeling_llama
 
+# Dynamo warns within itself and hides that, which a warning that is an error escapes.
+pytestmark = pytest.mark.filterwarnings("default::UserWarning")
 CUDA = torch.device("cuda")
 needs_fp8 = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < LEAST_CAPABILITY,

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch._functorch.config
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,6 +16,11 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.freezing import find_layers
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.fused_loss import fuse_loss
+
+KEPT = 0.7
+"""Share of the activations' memory that compiled layers keep. The rest, what a norm or SwiGLU makes of what is kept,
+costs next to nothing to make again: a quarter of the memory for less than a hundredth of the speed
+(bench/trainer/README.md)."""
 
 
 def check_kernels(config: TrainerConfig, settings: PretrainedConfig) -> None:
@@ -71,8 +77,16 @@ def fuses_loss(config: TrainerConfig, device: torch.device) -> bool:
     return device.type == "cuda" and config.stage in ("sft", "pt") and config.acceleration.liger is not False
 
 
-def compile_layers(model: Any, backend: str = "inductor") -> None:
-    """Compile each decoder layer in place: one graph serves them all, and names of weights stay as they are."""
+def compile_layers(model: Any, *, recomputed: bool = False, backend: str = "inductor") -> None:
+    """Compile each decoder layer in place: one graph serves them all, and names of weights stay as they are.
+
+    Args:
+        model: with its adapters.
+        recomputed: whether layers are recomputed as a whole (gradient checkpointing). Where not, the compiler keeps
+            :data:`KEPT` of the activations and recomputes the cheapest.
+        backend: of torch.compile.
+    """
+    torch._functorch.config.activation_memory_budget = 1.0 if recomputed else KEPT  # noqa: SLF001
     _, layers = find_layers(model)
     for layer in layers:
         layer.compile(backend=backend)

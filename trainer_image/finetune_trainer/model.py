@@ -92,7 +92,7 @@ def load_model(
     model.config.use_cache = False
     kernels = [*apply_kernels(config, model, device, fused_loss=not sharded), *names(config)]
     linear = linear_names(model)
-    total = _whole_size(config, directory) if is_quantized(model) else _size(model)
+    total = _size(model)
     if wanted is not None and by_hqq:
         quantize_by_hqq(model, linear, wanted, compute_dtype(config), device)
     model = _with_method(model, method, linear, masters=masters)
@@ -104,7 +104,7 @@ def load_model(
     if config.precision == "fp8":
         kernels.append(_in_fp8(config, model))
     if config.acceleration.compile:
-        compile_layers(model)
+        compile_layers(model, recomputed=config.acceleration.gradient_checkpointing)
     log.info("%s on %s, attention %s: %s of %s parameters are trained (%.2f %%)", type(model).__name__, name,
              attention, f"{trainable:,}", f"{total:,}", 100 * trainable / total)  # fmt: skip
     return Loaded(
@@ -157,12 +157,13 @@ def _without_weights(config: TrainerConfig, directory: Path) -> PreTrainedModel:
 
 
 def _size(model: PreTrainedModel) -> int:
-    return sum(size_of(parameter) for parameter in model.parameters())
-
-
-def _whole_size(config: TrainerConfig, directory: Path) -> int:
-    """Parameters of a model whose tensors hold several a byte."""
-    return _size(_without_weights(config, directory))
+    """Parameters of ``model``. A quantized layer's tensor holds several a byte: its sides tell."""
+    sizes: dict[int, int] = {}  # by identity: tied weights are one
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            of_layer = name == "weight" and isinstance(module, torch.nn.Linear)
+            sizes[id(parameter)] = module.in_features * module.out_features if of_layer else size_of(parameter)
+    return sum(sizes.values())
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
