@@ -175,7 +175,8 @@ def run_llamafactory(case: Case, model: Path, work: Path, length: int, steps: St
         wishes |= {"quantization_bit": case.bits, "double_quantization": True, "quantization_type": "nf4"}
     arguments = {
         "stage": "sft", "do_train": True, "model_name_or_path": str(model), "template": "empty",
-        "tokenized_path": str(tokenized), "cutoff_len": length, "output_dir": str(work / "llamafactory"),
+        "tokenized_path": str(tokenized), "dataset": "tokenized", "cutoff_len": length,
+        "output_dir": str(work / "llamafactory"),
         "bf16": has_cuda(), "use_cpu": not has_cuda(), "enable_liger_kernel": has_cuda(),
         "disable_gradient_checkpointing": not case.recompute, "max_steps": 10_000,
         "per_device_train_batch_size": case.batch, "gradient_accumulation_steps": 1, "learning_rate": 1e-5,
