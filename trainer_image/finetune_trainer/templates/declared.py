@@ -13,6 +13,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
 from finetune_trainer.templates.marks import Segment, render, render_segments, unmarked
 from finetune_trainer.templates.plain import plain_messages, plain_tools
+from finetune_trainer.templates.served import Given, as_given, last_answer
 from finetune_trainer.templates.tool_formats import quote
 
 Thinking = Literal["auto", "enabled", "disabled", "preserved"]
@@ -75,6 +76,42 @@ class DeclaredTemplate:
         return render_segments(
             self._source(default_system, thinking), _variables(messages, tools, thinking), name=self.name
         )
+
+    def renderings(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        first: int = 0,
+        default_system: str | None = None,
+        thinking: Thinking = "auto",
+    ) -> list[list[Segment]]:
+        """The texts that train each answer once as it is served, see :mod:`finetune_trainer.templates.served`; the
+        whole conversation comes first.
+
+        Args:
+            messages: as :meth:`segments`, an answer last.
+            tools: as :meth:`segments`.
+            first: number of the first answer that is trained, from 0.
+            default_system: as :meth:`segments`.
+            thinking: as :meth:`segments`.
+
+        Raises:
+            TrainerError: as :meth:`segments`.
+        """
+
+        def render(part: Sequence[Message]) -> Given:
+            return last_answer(self.segments(part, tools, default_system=default_system, thinking=thinking))
+
+        if self.rewrites:
+            return as_given(messages, first, render)
+        whole = self.segments(messages, tools, default_system=default_system, thinking=thinking)
+        return [
+            [
+                dataclasses.replace(part, answer=None) if part.answer is not None and part.answer < first else part
+                for part in whole
+            ]
+        ]
 
     def prompt(
         self,
