@@ -6,10 +6,11 @@ import dataclasses
 from typing import Any
 
 from finetune_trainer.messages import Message, ToolCall
-from finetune_trainer.templates.declared import DeclaredTemplate, Thinking
+from finetune_trainer.templates.declared import DeclaredTemplate
 from finetune_trainer.templates.marks import ANSWER, END_ANSWER, END_TEXT, TEXT, TURN
 from finetune_trainer.templates.own import OwnTemplate
 from finetune_trainer.templates.slots import SlotTemplate
+from finetune_trainer.templates.template import Thinking
 from hypothesis import strategies as st
 
 END = "<|im_end|>"

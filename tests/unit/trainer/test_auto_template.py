@@ -11,9 +11,11 @@ from finetune_api.training import TemplateSpec
 from finetune_trainer.encode import ConversationEncoder
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
-from finetune_trainer.templates import AutoTemplate, resolve_template
-from finetune_trainer.templates.declared import DeclaredTemplate, Thinking
+from finetune_trainer.templates import resolve_template
+from finetune_trainer.templates.auto import AutoTemplate
+from finetune_trainer.templates.declared import DeclaredTemplate
 from finetune_trainer.templates.marks import Segment
+from finetune_trainer.templates.template import Thinking
 from finetune_trainer.tokenizer import load_tokenizer, special_tokens
 from formats import (
     CALLS_ONCE,

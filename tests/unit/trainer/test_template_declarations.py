@@ -9,8 +9,9 @@ import pytest
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
 from finetune_trainer.templates import FAMILIES
-from finetune_trainer.templates.declared import DeclaredTemplate, Thinking
+from finetune_trainer.templates.declared import DeclaredTemplate
 from finetune_trainer.templates.plain import plain_messages, plain_tools
+from finetune_trainer.templates.template import Thinking
 from finetune_trainer.tokenizer import load_tokenizer
 from formats import (
     CALLS_IN_THE_HEADER,

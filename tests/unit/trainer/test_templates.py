@@ -11,7 +11,8 @@ from finetune_api.training import TemplateSpec
 from finetune_trainer.encode import ConversationEncoder
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
-from finetune_trainer.templates import FAMILIES, AutoTemplate, Template, find_template, resolve_template
+from finetune_trainer.templates import FAMILIES, Template, find_template, resolve_template
+from finetune_trainer.templates.auto import AutoTemplate
 from finetune_trainer.tokenizer import load_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st

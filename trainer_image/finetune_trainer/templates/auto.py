@@ -23,10 +23,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message, ToolCall
-from finetune_trainer.templates.declared import Thinking
 from finetune_trainer.templates.marks import Segment
 from finetune_trainer.templates.plain import plain_messages, plain_tools
-from finetune_trainer.templates.served import Given, Place, as_given
+from finetune_trainer.templates.served import Given, Place, as_given, retrained
+from finetune_trainer.templates.template import Thinking
 from finetune_trainer.templates.tool_formats import quote
 from finetune_trainer.tokenizer import special_tokens
 
@@ -56,7 +56,7 @@ class _Found:
 
 
 class AutoTemplate:
-    """Same interface as :class:`~finetune_trainer.templates.declared.DeclaredTemplate`."""
+    """A :class:`~finetune_trainer.templates.template.Template`."""
 
     name = "auto"
     replace_eos = False
@@ -103,12 +103,18 @@ class AutoTemplate:
         default_system: str | None = None,
         thinking: Thinking = "auto",
     ) -> list[Segment]:
-        """As :meth:`DeclaredTemplate.segments`; answers that do not stand in it as they were given are not trained.
-
-        Raises:
-            TrainerError: TEMPLATE_INVALID where the Jinja refuses the conversation or the answers cannot be found.
-        """
-        return self.renderings(messages, tools, default_system=default_system, thinking=thinking)[0]
+        """As :meth:`Template.segments <finetune_trainer.templates.template.Template.segments>`; answers that do not
+        stand in it as they were given are not trained."""
+        if messages[-1].role == "assistant":
+            return self.renderings(messages, tools, default_system=default_system, thinking=thinking)[0]
+        seen = self._seen(messages, default_system, thinking)
+        text = self._render(seen, tools, thinking)
+        places = {}
+        for number, at in enumerate(at for at, message in enumerate(seen) if message.role == "assistant"):
+            given = self._given(seen[: at + 1], tools, thinking)
+            if text.startswith(given.text[: given.answer[1]]):
+                places[number] = given.answer
+        return retrained(_whole(text, self._find(seen, tools, thinking, text)), places)
 
     def renderings(
         self,
@@ -119,11 +125,7 @@ class AutoTemplate:
         default_system: str | None = None,
         thinking: Thinking = "auto",
     ) -> list[list[Segment]]:
-        """As :meth:`DeclaredTemplate.renderings`.
-
-        Raises:
-            TrainerError: as :meth:`segments`.
-        """
+        """As :meth:`Template.renderings <finetune_trainer.templates.template.Template.renderings>`."""
         messages = self._seen(messages, default_system, thinking)
         return as_given(messages, first, lambda part: self._given(part, tools, thinking))
 
@@ -135,11 +137,7 @@ class AutoTemplate:
         default_system: str | None = None,
         thinking: Thinking = "auto",
     ) -> str:
-        """As :meth:`DeclaredTemplate.prompt`.
-
-        Raises:
-            TrainerError: as :meth:`segments`.
-        """
+        """As :meth:`Template.prompt <finetune_trainer.templates.template.Template.prompt>`."""
         return self._render(self._seen(messages, default_system, thinking), tools, thinking, generate=True)
 
     def _seen(self, messages: Sequence[Message], default_system: str | None, thinking: Thinking) -> list[Message]:
@@ -166,19 +164,7 @@ class AutoTemplate:
                 "cannot be told to keep them; set thinking to enabled, or name a built-in template",
             )
         place = self._answer(messages, text, asked, found) or self._marked_by_jinja(messages, tools, thinking)
-        begins = [0, *found.users[1:]]
-        cuts = sorted({0, len(text), *begins, *place, *(edge for literal in found.literal for edge in literal)})
-        number = sum(message.role == "assistant" for message in messages) - 1
-        segments = [
-            Segment(
-                text[start:end],
-                literal=any(first <= start < last for first, last in found.literal),
-                turn=sum(start >= turn for turn in begins) - 1,
-                answer=number if place[0] <= start < place[1] else None,
-            )
-            for start, end in pairwise(cuts)
-        ]
-        return Given(segments, place)
+        return Given(_whole(text, found), place)
 
     def _answer(self, messages: Sequence[Message], text: str, asked: str, found: _Found) -> Place | None:
         """Where the last answer stands; None where the prompt does not lead to it or its text is not found."""
@@ -375,6 +361,20 @@ class _Marking:
             last=max((place[1] for place, _ in own), default=-1),
             thought=not (thought and thought.strip()) or any(kind == "thought" for _, kind in own),
         )
+
+
+def _whole(text: str, found: _Found) -> list[Segment]:
+    """``text`` in pieces, nothing of it trained."""
+    begins = [0, *found.users[1:]]
+    cuts = sorted({0, len(text), *begins, *(edge for place in found.literal for edge in place)})
+    return [
+        Segment(
+            text[start:end],
+            literal=any(first <= start < last for first, last in found.literal),
+            turn=sum(start >= turn for turn in begins) - 1,
+        )
+        for start, end in pairwise(cuts)
+    ]
 
 
 def _options(thinking: Thinking) -> dict[str, bool]:
