@@ -282,12 +282,18 @@ def templates(
         "finetune render --template qwen --messages chat.json",
         "finetune render --template qwen --messages chat.json --tools tools.json --json",
         "finetune render --template auto --messages chat.json --tokenizer ./Qwen3-8B",
+        "finetune render --template my-template.yaml --messages chat.json",
     ),
 )
 def render(
     *,
     template: Annotated[
-        str, typer.Option("--template", metavar="NAME", help="Built-in template, or auto with --tokenizer.")
+        str,
+        typer.Option(
+            "--template",
+            metavar="NAME",
+            help="Built-in, auto (with --tokenizer), or a ChatTemplate's file.",
+        ),
     ],
     messages: Annotated[
         str,

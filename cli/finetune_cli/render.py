@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from finetune_api.chat_template import ChatTemplate, ChatTemplateSpec
 from finetune_api.training import TemplateSpec
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
-from finetune_trainer.templates import Segment, Template, resolve_template
+from finetune_trainer.templates import Segment, Template, find_declared, resolve_template
+from finetune_trainer.templates.own_tokens import needs_tokenizer
 from finetune_trainer.templates.template import Thinking
 from rich.text import Text
 
 from finetune_cli.console import note, out
 from finetune_cli.conversation_file import read_conversation, read_tools
+from finetune_cli.documents import read_documents
 from finetune_cli.errors import CliError
+from finetune_cli.validate import report
 
 _TRAINED = "bold green"
 
@@ -71,7 +75,9 @@ def render(
     loaded = None if tokenizer is None else _load(tokenizer)
     try:
         spec = TemplateSpec(name=template, system=system, thinking=thinking)
-        shown = _render(_find(spec, loaded), spec, conversation, listed, loaded, generation_prompt=generation_prompt)
+        shown = _render(
+            _find(template, spec, loaded), spec, conversation, listed, loaded, generation_prompt=generation_prompt
+        )
     except TrainerError as error:
         raise CliError(str(error)) from error
     if as_json:
@@ -84,10 +90,30 @@ def render(
         _print(one)
 
 
-def _find(spec: TemplateSpec, tokenizer: Any) -> Template:
-    if spec.name == "auto" and tokenizer is None:
+def _find(name: str, spec: TemplateSpec, tokenizer: Any) -> Template:
+    custom = None
+    if Path(name).suffix in (".yaml", ".yml", ".json"):
+        spec, custom = _read_own(name, spec)
+    if tokenizer is not None:
+        return resolve_template(spec, tokenizer, custom)
+    declared = find_declared(spec, custom)
+    if declared is None:
         raise CliError("auto is the tokenizer's own template: say where the tokenizer is with --tokenizer")
-    return resolve_template(spec, tokenizer)
+    if needs_tokenizer(declared):
+        raise CliError(
+            f"{declared.name} holds the model's own end of text: say where its tokenizer is with --tokenizer"
+        )
+    return declared
+
+
+def _read_own(file: str, spec: TemplateSpec) -> tuple[TemplateSpec, ChatTemplateSpec]:
+    found = [document for document in read_documents([file]) if document.kind == "ChatTemplate"]
+    if len(found) != 1:
+        raise CliError(f"{file} must hold one ChatTemplate, not {len(found)}")
+    if report(found[0], local=True, quiet=True):
+        raise CliError(f"{file} would be refused for what is said above; correct it first")
+    own = ChatTemplate.model_validate(found[0].body)
+    return spec.model_copy(update={"ref": own.metadata.name}), own.spec
 
 
 def _load(directory: Path) -> Any:

@@ -14,7 +14,8 @@ Slot = Annotated[list[LongText], Field(max_length=16)]
 
 
 class ChatTemplateSpec(ApiModel):
-    """A slot is a list of pieces, joined as they are; `{{content}}` stands once for the message."""
+    """A slot is a list of pieces, joined as they are; `{{content}}` stands once for the message,
+    `{{bos_token}}` and `{{eos_token}}` for the tokens of the model's tokenizer, also among the stop words."""
 
     format_prefix: Slot = []
     """Written once, before everything."""

@@ -34,6 +34,7 @@ CALLS: list[dict[str, Any]] = [
     {"role": "tool", "content": "2"},
     {"role": "assistant", "content": "Two.", "reasoning_content": "Done."},
 ]
+EXAMPLES = Path(__file__).parents[3] / "examples"
 FIRST_TURNS = (
     "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n帮我写一首关于春天的诗<|im_end|>\n<|im_start|>assistant\n"
@@ -160,6 +161,23 @@ def test_a_file_that_is_no_conversation_is_refused_by_place(tmp_path: Path, valu
     file = tmp_path / "chat.json"
     file.write_text(value)
     assert told in render("--template", "qwen", "--messages", file, code=1).stderr
+
+
+def test_a_chat_template_of_ones_own_is_rendered_from_its_file(tmp_path: Path, chat: Path) -> None:
+    file = EXAMPLES / "chat-template.yaml"
+    assert render("--template", file, "--messages", chat).stdout == (
+        "<|user|>\n帮我写一首关于春天的诗<|end|>\n<|assistant|>\n春眠不觉晓\t<|im_end|><|end|>\n"
+    )
+    own = tmp_path / "own.yaml"
+    own.write_text(file.read_text().replace("<|end|>", "{{eos_token}}"))
+    assert "say where its tokenizer is" in render("--template", own, "--messages", chat, code=1).stderr
+    model = make_tiny_model(tmp_path / "model")
+    assert "<|im_end|>\n<|assistant|>" in render("--template", own, "--messages", chat, "--tokenizer", model).stdout
+    own.write_text(file.read_text().replace('["{{content}}<|end|>\\n"]', '["{{content}}"]'))
+    assert "spec.formatAssistant: must hold a stop word" in render("--template", own, "--messages", chat, code=1).stderr
+    assert "one ChatTemplate, not 0" in render(
+        "--template", EXAMPLES / "full.yaml", "--messages", chat, code=1
+    ).stderr  # fmt: skip
 
 
 def test_what_is_missing_is_said(tmp_path: Path, chat: Path) -> None:

@@ -14,10 +14,12 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
 from finetune_trainer.templates import FAMILIES, resolve_template
 from finetune_trainer.templates.custom import custom_template
+from finetune_trainer.templates.own_tokens import needs_tokenizer
 from finetune_trainer.templates.plain import plain_messages, plain_tools
 from finetune_trainer.templates.tool_formats import TOOL_FORMATS
 from finetune_trainer.tokenizer import load_tokenizer
 from formats import ONE_CALL, PLAIN, SEVERAL_CALLS, THOUGHT, TOOLS, thoughtless
+from tiny_model import make_tiny_model
 
 GUIDE = ChatTemplateSpec(
     format_user=["<|im_start|>user\n{{content}}<|im_end|>\n<|im_start|>assistant\n"],
@@ -101,6 +103,22 @@ def test_thoughts_stand_between_the_words() -> None:
     mine = custom_template("mine", spec)
     assert trained(mine.segments(THOUGHT, thinking="enabled")).endswith("<think>\ntwo\n</think>\nd<|im_end|>")
     assert mine.prompt([Message("user", "Hi")]).endswith("assistant\n<think>\n\n</think>\n")
+
+
+def test_the_tokenizers_own_tokens_are_filled_in(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(make_tiny_model(tmp_path, chat_template=False), trust_remote_code=False)
+    spec = edited(format_prefix=["{{bos_token}}"], format_assistant=["{{content}}", "{{eos_token}}"], format_function=[],
+                  stop_words=["{{eos_token}}"])  # fmt: skip
+    template = resolve_template(TemplateSpec(ref="mine"), tokenizer, spec)
+    segments = template.segments(PLAIN[:2])
+    assert text_of(segments).startswith("<|endoftext|><|im_start|>system")
+    assert trained(segments) == "Hello!<|endoftext|>"
+    assert template.stop_words == ("<|endoftext|>",)
+    assert needs_tokenizer(custom_template("mine", spec))
+    assert not needs_tokenizer(template)
+    tokenizer.eos_token = None
+    with pytest.raises(TrainerError, match="this one has none; name a template of the model's family"):
+        resolve_template(TemplateSpec(ref="mine"), tokenizer, spec)
 
 
 def test_the_example_can_be_trained_on() -> None:

@@ -16,6 +16,7 @@ from finetune_trainer.templates.custom import custom_template
 from finetune_trainer.templates.declared import DeclaredTemplate
 from finetune_trainer.templates.families import FAMILIES, find_template
 from finetune_trainer.templates.marks import Segment
+from finetune_trainer.templates.own_tokens import with_own_tokens
 from finetune_trainer.templates.slots import SlotTemplate
 from finetune_trainer.templates.template import Template
 
@@ -32,7 +33,7 @@ __all__ = [
 
 
 def resolve_template(spec: TemplateSpec, tokenizer: Any, custom: ChatTemplateSpec | None = None) -> Template:
-    """The template that ``spec`` names, for ``tokenizer``, which only ``auto`` looks at.
+    """The template that ``spec`` names, for ``tokenizer``.
 
     Args:
         spec: the job's.
@@ -44,14 +45,14 @@ def resolve_template(spec: TemplateSpec, tokenizer: Any, custom: ChatTemplateSpe
     """
     declared = find_declared(spec, custom)
     if declared is not None:
-        return declared
+        return with_own_tokens(declared, tokenizer)
     from finetune_trainer.templates.auto import AutoTemplate  # noqa: PLC0415 - see above
 
     return AutoTemplate(tokenizer)
 
 
 def find_declared(spec: TemplateSpec, custom: ChatTemplateSpec | None = None) -> DeclaredTemplate | None:
-    """The same, without a tokenizer; None for ``auto``.
+    """The same, without the tokenizer's own tokens; None for ``auto``.
 
     Raises:
         TrainerError: TEMPLATE_INVALID.
