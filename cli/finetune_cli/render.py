@@ -75,9 +75,8 @@ def render(
     loaded = None if tokenizer is None else _load(tokenizer)
     try:
         spec = TemplateSpec(name=template, system=system, thinking=thinking)
-        shown = _render(
-            _find(template, spec, loaded), spec, conversation, listed, loaded, generation_prompt=generation_prompt
-        )
+        found = _find(template, spec, loaded)
+        shown = _render(found, spec, conversation, listed, loaded, generation_prompt=generation_prompt)
     except TrainerError as error:
         raise CliError(str(error)) from error
     if as_json:
@@ -100,9 +99,7 @@ def _find(name: str, spec: TemplateSpec, tokenizer: Any) -> Template:
     if declared is None:
         raise CliError("auto is the tokenizer's own template: say where the tokenizer is with --tokenizer")
     if needs_tokenizer(declared):
-        raise CliError(
-            f"{declared.name} holds the model's own end of text: say where its tokenizer is with --tokenizer"
-        )
+        raise CliError(f"{declared.name} holds the model's own tokens: say where its tokenizer is with --tokenizer")
     return declared
 
 

@@ -107,8 +107,12 @@ def test_thoughts_stand_between_the_words() -> None:
 
 def test_the_tokenizers_own_tokens_are_filled_in(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(make_tiny_model(tmp_path, chat_template=False), trust_remote_code=False)
-    spec = edited(format_prefix=["{{bos_token}}"], format_assistant=["{{content}}", "{{eos_token}}"], format_function=[],
-                  stop_words=["{{eos_token}}"])  # fmt: skip
+    spec = edited(
+        format_prefix=["{{bos_token}}"],
+        format_assistant=["{{content}}", "{{eos_token}}"],
+        format_function=[],
+        stop_words=["{{eos_token}}"],
+    )
     template = resolve_template(TemplateSpec(ref="mine"), tokenizer, spec)
     segments = template.segments(PLAIN[:2])
     assert text_of(segments).startswith("<|endoftext|><|im_start|>system")
