@@ -15,6 +15,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.profile import TrainingProfile
 from finetune_api.rule import Rule
 from finetune_api.rules import IMMUTABLE_FIELDS, IMMUTABLE_MESSAGE, RULES
+from finetune_api.template_slots import SLOT_RULES, SlotRule
 
 Schema = dict[str, Any]
 
@@ -133,6 +134,8 @@ def custom_resource_definition(kind: Kind) -> dict[str, Any]:
     }
     if kind.model is FineTuneJob:
         _add_rules(properties["spec"])
+    if kind.model is ChatTemplate:
+        properties["spec"]["x-kubernetes-validations"] = [_slot_validation(rule) for rule in SLOT_RULES]
     required = ["spec"] if kind.model.model_fields["spec"].is_required() else []
     if not required:
         properties["spec"]["default"] = {}
@@ -271,6 +274,15 @@ def _add_rules(spec: Schema) -> None:
                 "reason": "FieldValueForbidden",
             }
         )
+
+
+def _slot_validation(rule: SlotRule) -> Schema:
+    return {
+        "rule": f"!({rule.cel})",
+        "message": f"spec.{rule.field}: {rule.message}",
+        "fieldPath": f".{rule.field}",
+        "reason": "FieldValueInvalid",
+    }
 
 
 def _validation(rule: Rule) -> Schema:

@@ -18,6 +18,7 @@ from finetune_api.predicates import lookup
 from finetune_api.profile import TrainingProfile
 from finetune_api.rule import SOURCES, Rule
 from finetune_api.rules import RULES
+from finetune_api.template_slots import slot_problems
 from finetune_api.uris import parse_uri
 
 KINDS: dict[str, type[ApiModel]] = {
@@ -55,7 +56,11 @@ def validate_manifest(document: dict[str, Any], *, local: bool = False) -> list[
         parsed = model.model_validate(document)
     except ValidationError as error:
         return [_finding(details, model) for details in error.errors()]
-    return validate_spec(parsed.spec, local=local) if isinstance(parsed, FineTuneJob) else []
+    if isinstance(parsed, FineTuneJob):
+        return validate_spec(parsed.spec, local=local)
+    if isinstance(parsed, ChatTemplate):
+        return [Finding(f"spec.{field}", problem) for field, problem in slot_problems(parsed.spec)]
+    return []
 
 
 def validate_spec(spec: FineTuneJobSpec, *, local: bool = False) -> list[Finding]:

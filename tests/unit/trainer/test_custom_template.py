@@ -134,14 +134,14 @@ def test_the_example_can_be_trained_on() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"format_user": ["no place"]}, "spec.formatUser: must hold {{content}} once, not 0 times"),
-        ({"format_system": ["{{content}}", "{{content}}"]}, "spec.formatSystem: must hold {{content}} once, not 2"),
+        ({"format_user": ["no place"]}, "spec.formatUser: must hold {{content}} once"),
+        ({"format_system": ["{{content}}", "{{content}}"]}, "spec.formatSystem: must hold {{content}} once"),
         ({"format_observation": ["{{idx}} {{content}}"]}, "spec.formatObservation: holds {{idx}}, which formatUser"),
         ({"format_prefix": ["{{content}}"]}, "spec.formatPrefix: holds {{content}} or {{idx}}, and no message"),
         ({"assistant_header": ["{{idx}}"]}, "spec.assistantHeader: holds"),
         ({"stop_words": []}, "spec.stopWords: must name what ends an answer"),
         ({"stop_words": [""]}, "spec.stopWords: holds an empty word"),
-        ({"stop_words": ["</s>"]}, "spec.formatAssistant: must hold a stop word behind {{content}}: </s>"),
+        ({"stop_words": ["</s>"]}, "spec.formatAssistant: must hold a stop word behind {{content}}"),
         ({"efficient_eos": True}, "spec.formatAssistant: holds a stop word behind {{content}}, which efficientEos"),
         ({"tool_format": "none"}, "spec.formatFunction: needs toolFormat, which is none"),
         ({"thought_words": ["<think>"]}, "spec.thoughtWords: must be two"),
