@@ -63,7 +63,6 @@ class ConversationEncoder:
             whole, parts = self._cut(messages, tools, int(whole.turns[self._max_length]))
         if self._spec.train_on_prompt and whole.trained.any():
             whole.trained[: np.flatnonzero(whole.trained)[-1]] = True
-            parts = []
         samples = []
         for rendered in (whole, *parts):
             if len(rendered.ids) > self._max_length:
@@ -100,7 +99,7 @@ class ConversationEncoder:
     def _first(self, messages: Sequence[Message]) -> int:
         """Number of the first answer that is trained."""
         roles = [message.role for message in messages]
-        if self._last_answer:
+        if self._last_answer or self._spec.train_on_prompt:  # with the last one, all before it is trained
             return roles.count("assistant") - 1
         if self._spec.mask_history and "user" in roles:
             last = len(roles) - 1 - roles[::-1].index("user")

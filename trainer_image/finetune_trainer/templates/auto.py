@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -22,7 +22,8 @@ from finetune_api.failures import ExitCode
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.messages import Message, ToolCall
+from finetune_trainer.messages import Message
+from finetune_trainer.templates.finding import ANY_MARK, MARK, Found, Marking
 from finetune_trainer.templates.marks import Segment
 from finetune_trainer.templates.plain import plain_messages, plain_tools
 from finetune_trainer.templates.served import Given, Place, as_given, retrained
@@ -31,30 +32,8 @@ from finetune_trainer.templates.tool_formats import quote
 from finetune_trainer.tokenizer import special_tokens
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Unicode's noncharacters: what begins and ends a text, and digits of its number.
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-_DIGITS = [chr(0xFDD2 + digit) for digit in range(16)]
-_MARK = re.compile(f"{_OPEN}([{_DIGITS[0]}-{_DIGITS[15]}]+){_CLOSE}|{_CLOSE}")
-_ANY_MARK = re.compile("[\ufdd0-\ufdef]")
 # Names under which templates ask whether to think, and whether earlier thoughts stay.
 _THINKS, _KEEPS, _DROPS = ("enable_thinking", "thinking"), ("preserve_thinking",), ("clear_thinking",)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Where texts of a conversation stand in its rendering."""
-
-    literal: list[Place]
-    users: list[int]
-    """Where each user's text that was found begins."""
-    said: Place | None
-    """The last answer's text; None where it is not found, or is empty."""
-    last: int
-    """End of the last text of the last answer, its thought and calls included; -1 where none is found."""
-    thought: bool
-    """Whether the last answer's thought is found, or there is none."""
-    calls: bool
-    """Whether all calls of the last answer are found."""
 
 
 class AutoTemplate:
@@ -177,7 +156,7 @@ class AutoTemplate:
         place = self._answer(messages, text, asked, found) or self._marked_by_jinja(messages, tools, thinking)
         return Given(_whole(text, found), place)
 
-    def _answer(self, messages: Sequence[Message], text: str, asked: str, found: _Found) -> Place | None:
+    def _answer(self, messages: Sequence[Message], text: str, asked: str, found: Found) -> Place | None:
         """Where the last answer stands; None where the prompt does not lead to it or its text is not found."""
         message = messages[-1]
         if not text.startswith(asked):
@@ -239,18 +218,18 @@ class AutoTemplate:
 
     def _find(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], thinking: Thinking, text: str
-    ) -> _Found:
+    ) -> Found:
         given = json.dumps([plain_messages(messages), tools], ensure_ascii=False)
         marked = None
-        if not _ANY_MARK.search(given):
-            marking = _Marking(self._special)
+        if not ANY_MARK.search(given):
+            marking = Marking(self._special)
             held = [marking.message(message, number) for number, message in enumerate(messages)]
             marked = self._render(held, [marking.tool(tool) for tool in tools], thinking)
-        if marked is None or _MARK.sub("", marked) != text:
+        if marked is None or MARK.sub("", marked) != text:
             return self._search(messages, text)
         return marking.read(marked, messages)
 
-    def _search(self, messages: Sequence[Message], text: str) -> _Found:
+    def _search(self, messages: Sequence[Message], text: str) -> Found:
         """Where the template handles a text by what it says: what stands there once is found."""
         places = [_only(message.content, text) for message in messages]
         thought = messages[-1].thought
@@ -260,7 +239,7 @@ class AutoTemplate:
             for said in (call.name, json.dumps(call.arguments, ensure_ascii=False)):
                 at = text.rfind(said)
                 ends += [at + len(said)] if at >= 0 else []
-        return _Found(
+        return Found(
             literal=sorted(place for place in places if place is not None),
             users=[
                 place[0] for place, message in zip(places, messages, strict=True) if place and message.role == "user"
@@ -300,86 +279,7 @@ class AutoTemplate:
             raise _invalid(f"the tokenizer's chat template refuses a conversation: {error}") from error
 
 
-class _Marking:
-    """Holds each text of a conversation between marks, and finds them in its rendering.
-
-    White space around a text stays outside, since templates strip it.
-    """
-
-    def __init__(self, special: Sequence[str]) -> None:
-        self._special = special
-        self._owners: list[tuple[int, str]] = []
-        """Number of the message that each text is of (-1: the tools), and which of its texts it is."""
-
-    def message(self, message: Message, number: int) -> Message:
-        """``message`` with its texts held."""
-        return replace(
-            message,
-            content=self._held(message.content, number, "content"),
-            thought=None if message.thought is None else self._held(message.thought, number, "thought"),
-            calls=tuple(
-                ToolCall(self._held(call.name, number, "name"), self._value(call.arguments, number))
-                for call in message.calls
-            ),
-        )
-
-    def tool(self, tool: Mapping[str, Any]) -> dict[str, Any]:
-        """``tool`` with those texts held that have a special token: by others templates choose what they write."""
-        return cast("dict[str, Any]", self._value(tool, -1))
-
-    def _value(self, value: Any, number: int) -> Any:
-        """A JSON value with its texts held; keys stay, templates look things up by them."""
-        if isinstance(value, str):
-            held = number >= 0 or any(word in value for word in self._special)
-            return self._held(value, number, "call") if held else value
-        if isinstance(value, Mapping):
-            return {key: self._value(inner, number) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._value(inner, number) for inner in value]
-        return value
-
-    def _held(self, text: str, number: int, kind: str) -> str:
-        core = text.strip()
-        if not core:
-            return text
-        digits = "".join(_DIGITS[int(digit, 16)] for digit in f"{len(self._owners):x}")
-        self._owners.append((number, kind))
-        before, _, after = text.partition(core)
-        return f"{before}{_OPEN}{digits}{_CLOSE}{core}{_CLOSE}{after}"
-
-    def read(self, marked: str, messages: Sequence[Message]) -> _Found:
-        """Where the texts stand once the marks are gone. A text that the template cut has lost one of its marks, and
-        is not found."""
-        places: list[tuple[Place, int, str]] = []
-        gone, opened = 0, None
-        for match in _MARK.finditer(marked):
-            at = match.start() - gone
-            gone += len(match.group())
-            if match.group(1):
-                owner = int("".join(f"{_DIGITS.index(digit):x}" for digit in match.group(1)), 16)
-                opened = (at, owner)
-            elif opened is not None:
-                places.append(((opened[0], at), *self._owners[opened[1]]))
-                opened = None
-        last = len(messages) - 1
-        own = [(place, kind) for place, number, kind in places if number == last]
-        said = [place for place, kind in own if kind == "content"]
-        users: dict[int, int] = {}
-        for place, number, kind in places:
-            if kind == "content" and number >= 0 and messages[number].role == "user":
-                users.setdefault(number, place[0])
-        thought = messages[-1].thought
-        return _Found(
-            literal=sorted(place for place, _, _ in places),
-            users=[users[number] for number in sorted(users)],
-            said=said[-1] if said else None,
-            last=max((place[1] for place, _ in own), default=-1),
-            thought=not (thought and thought.strip()) or any(kind == "thought" for _, kind in own),
-            calls=sum(kind == "name" for _, kind in own) >= len(messages[-1].calls),
-        )
-
-
-def _whole(text: str, found: _Found) -> list[Segment]:
+def _whole(text: str, found: Found) -> list[Segment]:
     """``text`` in pieces, nothing of it trained."""
     begins = [0, *found.users[1:]]
     cuts = sorted({0, len(text), *begins, *(edge for place in found.literal for edge in place)})
