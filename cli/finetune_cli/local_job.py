@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from finetune_api.chat_template import ChatTemplate, ChatTemplateSpec
 from finetune_api.job import FineTuneJob
 from finetune_api.trainer_config import JobIdentity, Paths, ResolvedModel, ResolvedSource, TrainerConfig, resolve_config
 from finetune_api.training import SecretKeyRef
@@ -143,6 +144,7 @@ def plan(
             ),
             sources=sources,
             paths=Paths(cache=str(cache.absolute()), output=str(output.absolute())),
+            chat_template=_chat_template(job, documents),
         ),
         files=files,
         notes=notes,
@@ -175,6 +177,22 @@ def _local_path(uri: Uri, place: str) -> Path | None:
     if not path.is_absolute():
         raise CliError(f"{place}: {uri} must be absolute: file://{path.absolute()}")
     return path
+
+
+def _chat_template(job: FineTuneJob, documents: list[Document]) -> ChatTemplateSpec | None:
+    """The ChatTemplate that ``job`` names, from the files beside it."""
+    name = job.spec.template.ref
+    if name is None:
+        return None
+    for document in documents:
+        if document.kind != "ChatTemplate" or document.name != name or not _same_namespace(job, document):
+            continue
+        if report(document, local=True, quiet=True):
+            raise CliError(f"{document.file} would be refused for what is said above; correct it first")
+        return ChatTemplate.from_dict(document.body).spec
+    raise CliError(
+        f"spec.template.ref: ChatTemplate {name!r} is in none of these files; give its file with a further -f"
+    )
 
 
 def _config_map_value(job: FineTuneJob, documents: list[Document], uri: Uri, place: str) -> bytes:

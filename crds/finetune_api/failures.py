@@ -79,6 +79,7 @@ class FailureReason(StrEnum):
     NODE_LOST = "NodeLost"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     PROFILE_NOT_FOUND = "ProfileNotFound"
+    CHAT_TEMPLATE_NOT_FOUND = "ChatTemplateNotFound"
     NOT_ALLOWED = "NotAllowed"
     SPEC_INVALID = "SpecInvalid"
 
@@ -136,6 +137,7 @@ REASONS: dict[FailureReason, ReasonFacts] = {
     _R.NODE_LOST: _retry("The node stopped answering."),
     _R.DEADLINE_EXCEEDED: _final("Raise runPolicy.activeDeadlineSeconds."),
     _R.PROFILE_NOT_FOUND: _final("Create the TrainingProfile that scheduling.profile names."),
+    _R.CHAT_TEMPLATE_NOT_FOUND: _final("Create the ChatTemplate that template.ref names, in the job's namespace."),
     _R.NOT_ALLOWED: _final("The TrainingProfile forbids it; ask its administrator."),
     _R.SPEC_INVALID: _final("Correct the manifest: finetune validate -f FILE."),
 }

@@ -259,6 +259,8 @@ class FineTuneJobStatus(StatusModel):
     """Hash of the resolved trainer configuration, which also names its ConfigMap."""
     profile: LongText | None = None
     """The TrainingProfile in use, as JSON: later edits of it change no running job."""
+    chat_template: LongText | None = None
+    """The ChatTemplate in use, as JSON: later edits of it change no running job."""
     progress: Progress | None = None
     """Progress."""
     dataset: DatasetStatus | None = None

@@ -25,7 +25,7 @@ from finetune_operator.core import manifests, names
 from finetune_operator.core.children import Observed
 from finetune_operator.core.decision import Decision, Note
 from finetune_operator.core.patches import status_patch
-from finetune_operator.core.reconcile import FINAL, decide, needs_profile, refuse
+from finetune_operator.core.reconcile import FINAL, decide, needs_profile, needs_template, refuse
 from finetune_operator.core.settings import CoreSettings
 from finetune_operator.core.waiting import wants_events
 from finetune_operator.metrics import Metrics
@@ -204,11 +204,13 @@ class Reconciler:
             name = ((body.get("spec") or {}).get("scheduling") or {}).get("profile") or "default"
             found = await self.cluster.profile(name)
             profile = TrainingProfile.model_validate({**found, "metadata": _metadata(found)}).spec if found else None
+        template = needs_template(body)
         return Observed(
             jobs=jobs,
             pods=pods,
             events=await self.cluster.events_of(key[0], uids) if uids else (),
             profile=profile,
+            chat_template=await self.cluster.chat_template(key[0], template) if template else None,
             progress=self._progress.get(key) if self._progress_due_in(key) <= 0 else None,
             authority=self._authority(),
         )

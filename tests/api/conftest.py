@@ -75,20 +75,20 @@ def custom(api: client.ApiClient) -> client.CustomObjectsApi:
 
 
 class Server:
-    """Creates and reads FineTuneJobs; refusals come back as text."""
+    """Creates and reads objects of our kinds; refusals come back as text."""
 
     def __init__(self, custom: client.CustomObjectsApi) -> None:
         self._custom = custom
 
-    def create(self, body: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
+    def create(self, body: dict[str, Any], plural: str = "finetunejobs", *, dry_run: bool = False) -> dict[str, Any]:
         """Create ``body`` as kubectl does: unknown fields are errors."""
         options: dict[str, Any] = {"field_validation": "Strict"} | ({"dry_run": "All"} if dry_run else {})
-        return self._custom.create_namespaced_custom_object(GROUP, VERSION, "default", "finetunejobs", body, **options)
+        return self._custom.create_namespaced_custom_object(GROUP, VERSION, "default", plural, body, **options)
 
-    def refusal(self, body: dict[str, Any]) -> str | None:
+    def refusal(self, body: dict[str, Any], plural: str = "finetunejobs") -> str | None:
         """What the server says against ``body``; None where it would take it."""
         try:
-            self.create(body, dry_run=True)
+            self.create(body, plural, dry_run=True)
         except client.ApiException as error:
             if error.status not in (400, 422):
                 raise

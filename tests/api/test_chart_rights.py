@@ -18,7 +18,7 @@ import yaml
 from chart import Body, of_kind, program, render
 from finetune_operator.core import names
 from kubernetes import client, watch
-from manifests import finetunejob
+from manifests import chat_template, finetunejob
 from operator_process import OperatorProcess, running_operator
 
 GROUP, VERSION = "finetune.dev", "v1alpha1"
@@ -36,9 +36,10 @@ class Team:
         self.custom = client.CustomObjectsApi(api)
         self._api = api
 
-    def start(self, job: str) -> None:
+    def start(self, job: str, **edits: Any) -> None:
         """Create a FineTuneJob."""
-        self.custom.create_namespaced_custom_object(GROUP, VERSION, self.name, "finetunejobs", finetunejob(job))
+        body = finetunejob(job, **edits)
+        self.custom.create_namespaced_custom_object(GROUP, VERSION, self.name, "finetunejobs", body)
 
     def until(self, job: str, holds: Callable[[Body], bool], seconds: int = 60) -> Body:
         """The FineTuneJob's status once ``holds``."""
@@ -139,10 +140,11 @@ def test_all_namespaces(api: client.ApiClient, install: Callable[..., Path]) -> 
         operator.wait_for("ready: all namespaces")
         assert operator.get("/readyz") == "ok"
         assert core.read_namespaced_secret(SECRET, "tuner-all").data.keys() >= {"tls.crt"}
+        team.custom.create_namespaced_custom_object(GROUP, VERSION, team.name, "chattemplates", chat_template("mine"))
         for name in ("runs", "fails", "waits", "taken"):
             if name == "taken":
                 team.batch.create_namespaced_job(team.name, _somebody_elses_job(names.prepare_job(name)))
-            team.start(name)
+            team.start(name, template={"ref": "mine"} if name == "runs" else {})
         for name in ("runs", "fails", "waits"):
             team.until(name, lambda status: status.get("phase") == "Preparing")
 

@@ -11,12 +11,22 @@ from finetune_api.validation import validate_manifest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kubernetes.client import ApiException
-from manifests import CASES, Case, finetunejob
+from manifests import CASES, TEMPLATE_CASES, Case, TemplateCase, chat_template, finetunejob
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)
 def test_verdict(server: Any, case: Case) -> None:
     refusal = server.refusal(case.manifest())
+    if case.refused is None:
+        assert refusal is None
+    else:
+        assert refusal is not None
+        assert case.refused in refusal
+
+
+@pytest.mark.parametrize("case", TEMPLATE_CASES, ids=lambda case: case.sentence)
+def test_verdict_on_a_template(server: Any, case: TemplateCase) -> None:
+    refusal = server.refusal(chat_template(**case.fields), "chattemplates")
     if case.refused is None:
         assert refusal is None
     else:

@@ -43,6 +43,7 @@ class FakeCluster:
         self.pod_bodies: dict[str, Body] = {}
         self.events: list[Body] = []
         self.profiles: dict[str, Body] = {}
+        self.chat_templates: dict[str, Body] = {}
         self.applied: list[Body] = []
         self.created: list[str] = []
         self.deleted: list[str] = []
@@ -65,6 +66,9 @@ class FakeCluster:
 
     async def profile(self, name: str) -> Body | None:
         return self.profiles.get(name)
+
+    async def chat_template(self, _namespace: str, name: str) -> Body | None:
+        return self.chat_templates.get(name)
 
     async def jobs(self, _namespace: str, _name: str) -> list[Body]:
         return copy.deepcopy(list(self.children.values()))

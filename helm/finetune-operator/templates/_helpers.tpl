@@ -57,6 +57,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   resources: [finetunejobs]
   verbs: [get, list, watch]
 - apiGroups: [finetune.dev]
+  resources: [chattemplates]
+  verbs: [get]
+- apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
 # No call: clusters that guard blockOwnerDeletion (OwnerReferencesPermissionEnforcement) ask for it of whoever makes

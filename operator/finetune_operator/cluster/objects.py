@@ -42,6 +42,10 @@ class Cluster:
         """A TrainingProfile. (get)"""
         return await self._get(path_of(OURS, "trainingprofiles", None, name))
 
+    async def chat_template(self, namespace: str, name: str) -> Body | None:
+        """A ChatTemplate. (get)"""
+        return await self._get(path_of(OURS, "chattemplates", namespace, name))
+
     async def jobs(self, namespace: str, name: str) -> list[Body]:
         """Jobs that carry the FineTuneJob's label. (list)"""
         return await self._labelled("apis/batch/v1", "jobs", namespace, name)

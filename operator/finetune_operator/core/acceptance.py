@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_api.base import API_VERSION
+from finetune_api.chat_template import ChatTemplateSpec
 from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob
 from finetune_api.profile import TrainingProfileSpec
@@ -15,7 +17,7 @@ from finetune_operator.core.plan import Refused
 from finetune_operator.core.settings import CoreSettings
 
 SNAPSHOT_CHARACTERS = 16384
-"""What ``status.profile`` holds."""
+"""What ``status.profile`` and ``status.chatTemplate`` hold."""
 
 
 def parse_job(body: dict[str, Any], *, rules: bool) -> FineTuneJob:
@@ -58,6 +60,42 @@ def profile_of(
     profile = found or TrainingProfileSpec()
     image = profile.image.model_copy(update={"repository": profile.image.repository or settings.trainer_image})
     return profile.model_copy(update={"image": image})
+
+
+def template_of(job: FineTuneJob, status: FineTuneJobStatus, found: dict[str, Any] | None) -> ChatTemplateSpec | None:
+    """The ChatTemplate that the job names, as it was when the job was taken up; None where it names none.
+
+    Raises:
+        Refused: ChatTemplateNotFound, TemplateInvalid, and NotAllowed where it does not fit into a status.
+    """
+    name = job.spec.template.ref
+    if name is None:
+        return None
+    if status.chat_template:
+        return ChatTemplateSpec.model_validate_json(status.chat_template)
+    if found is None:
+        raise Refused(
+            FailureReason.CHAT_TEMPLATE_NOT_FOUND,
+            f"spec.template.ref: there is no ChatTemplate {name!r} in the namespace "
+            f"{job.metadata.namespace or 'default'!r}; create it, or name a built-in template in template.name.",
+        )
+    document = {"apiVersion": API_VERSION, "kind": "ChatTemplate", "metadata": {"name": name}, "spec": found["spec"]}
+    if findings := validate_manifest(document):
+        told = "; ".join(str(finding) for finding in findings)
+        raise Refused(FailureReason.TEMPLATE_INVALID, f"spec.template.ref: ChatTemplate {name!r}: {told}.")
+    spec = ChatTemplateSpec.model_validate(found["spec"])
+    if len(text := template_snapshot(spec)) > SNAPSHOT_CHARACTERS:
+        raise Refused(
+            FailureReason.NOT_ALLOWED,
+            f"spec.template.ref: ChatTemplate {name!r} has {len(text)} characters as JSON, and at most "
+            f"{SNAPSHOT_CHARACTERS} fit into a job's status; shorten it.",
+        )
+    return spec
+
+
+def template_snapshot(spec: ChatTemplateSpec) -> str:
+    """``spec`` as ``status.chatTemplate`` keeps it."""
+    return spec.model_dump_json(by_alias=True, exclude_none=True)
 
 
 def snapshot_of(job: FineTuneJob, profile: TrainingProfileSpec) -> str:

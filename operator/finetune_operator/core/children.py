@@ -29,6 +29,8 @@ class Observed:
     """Events of pods and Jobs that do not get on; see :func:`finetune_operator.core.waiting.wants_events`."""
     profile: TrainingProfileSpec | None = None
     """The TrainingProfile that the spec names; None where there is none or where it was not needed."""
+    chat_template: Body | None = None
+    """The ChatTemplate that the spec names, as the API server holds it; None likewise."""
     progress: ProgressReport | None = None
     """Newest progress that rank 0 posted and that is not in the status yet."""
     authority: str | None = None

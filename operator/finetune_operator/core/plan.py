@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_api.chat_template import ChatTemplateSpec
 from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob
 from finetune_api.profile import TrainingProfileSpec
@@ -107,8 +108,8 @@ class Plan:
         return names.output_directory(self.name, self.uid)
 
 
-def make_plan(job: FineTuneJob, profile: TrainingProfileSpec) -> Plan:
-    """Resolve ``job`` under ``profile``.
+def make_plan(job: FineTuneJob, profile: TrainingProfileSpec, chat_template: ChatTemplateSpec | None = None) -> Plan:
+    """Resolve ``job`` under ``profile``, with the ChatTemplate that it names.
 
     Raises:
         Refused: the profile forbids what the job asks for, or a URI cannot be mounted.
@@ -175,5 +176,6 @@ def make_plan(job: FineTuneJob, profile: TrainingProfileSpec) -> Plan:
         model=model,
         sources=sources,
         paths=Paths(cache=CACHE_MOUNT, output=f"{VOLUME_MOUNT}/{directory}"),
+        chat_template=chat_template,
     )
     return Plan(job, profile, config, tuple(claims), tuple(config_maps), tuple(secrets))

@@ -20,7 +20,7 @@ from finetune_api.status import Failure, FineTuneJobStatus, Phase
 
 from finetune_operator.core import conditions as states
 from finetune_operator.core import failures, manifests, names, reports, times
-from finetune_operator.core.acceptance import parse_job, profile_of, snapshot_of
+from finetune_operator.core.acceptance import parse_job, profile_of, snapshot_of, template_of, template_snapshot
 from finetune_operator.core.children import (
     Body,
     Observed,
@@ -52,6 +52,15 @@ def needs_profile(body: Body) -> bool:
     """Whether the TrainingProfile has to be read: only until a copy of it is in the status."""
     status = body.get("status") or {}
     return not status.get("profile") and status.get("phase") not in FINAL
+
+
+def needs_template(body: Body) -> str | None:
+    """Name of the ChatTemplate that has to be read: only until a copy of it is in the status."""
+    status = body.get("status") or {}
+    if status.get("chatTemplate") or status.get("phase") in FINAL:
+        return None
+    name: str | None = ((body.get("spec") or {}).get("template") or {}).get("ref")
+    return name
 
 
 def decide(body: Body, observed: Observed, now: datetime, settings: CoreSettings) -> Decision:
@@ -130,7 +139,8 @@ class _Reconciliation:
         job = parse_job(self.body, rules=not accepted)
         profile = profile_of(job, self.before, self.observed.profile, self.settings)
         snapshot = snapshot_of(job, profile)
-        plan = make_plan(job, profile)
+        template = template_of(job, self.before, self.observed.chat_template)
+        plan = make_plan(job, profile, template)
         if not accepted:
             self.conditions.set("Accepted", holds=True, reason="Accepted", message="The manifest is valid.")
         self.conditions.set(
@@ -144,14 +154,15 @@ class _Reconciliation:
             method=job.spec.method_name,
             gpus=job.spec.distributed.nodes * job.spec.distributed.gpus_per_node,
             profile=self.before.profile or snapshot,
+            chat_template=self.before.chat_template or (template and template_snapshot(template)),
             config_hash=self.before.config_hash or plan.config.digest(),
         )
         return plan
 
     def refused(self, refused: Refused) -> None:
-        """An end; but for a profile, which may be applied a moment after the job, there is a time of grace."""
+        """An end; but for what may be applied a moment after the job there is a time of grace."""
         trouble = None
-        if refused.reason is R.PROFILE_NOT_FOUND:
+        if refused.reason in (R.PROFILE_NOT_FOUND, R.CHAT_TEMPLATE_NOT_FOUND):
             created = times.parse(self.body["metadata"].get("creationTimestamp")) or self.now
             deadline = created + timedelta(seconds=self.settings.start_grace)
             trouble = Trouble(refused.reason, refused.message, deadline)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from finetune_cli import run as running
 from finetune_cli.documents import parse
 from finetune_cli.errors import CliError
 from finetune_cli.local_job import cache_directory, find_job, plan, threads
 from finetune_cli.main import app
+from manifests import chat_template
 from typer.testing import CliRunner
 
 FAKE = Path(__file__).resolve().parents[2] / "support/fake_trainer.py"
@@ -256,6 +258,21 @@ def test_what_only_a_cluster_has_is_refused(tmp_path: Path, old: str, new: str, 
     with pytest.raises(CliError) as caught:
         planned(text, tmp_path)
     assert told in str(caught.value)
+
+
+TEMPLATE = yaml.safe_dump(chat_template("ours"))
+
+
+def test_a_chat_template_is_taken_from_the_files(tmp_path: Path) -> None:
+    text = MANIFEST.replace("  method:\n", "  template: {ref: ours}\n  method:\n")
+    made = planned(f"{TEMPLATE}---\n{text}", tmp_path)
+    assert made.config.chat_template is not None
+    assert made.config.chat_template.stop_words == ["<|end|>"]
+    with pytest.raises(CliError, match="ChatTemplate 'ours' is in none of these files"):
+        planned(text, tmp_path)
+    broken = yaml.safe_dump(chat_template("ours", stopWords=[]))
+    with pytest.raises(CliError, match="would be refused"):
+        planned(f"{broken}---\n{text}", tmp_path)
 
 
 def test_a_secret_becomes_the_environments_token(tmp_path: Path) -> None:

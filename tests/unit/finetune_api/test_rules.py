@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.rules import IMMUTABLE_FIELDS, RULES, UNSUPPORTED
+from finetune_api.template_slots import SLOT_RULES
 from finetune_api.validation import validate_manifest
-from manifests import CASES, Case, finetunejob
+from manifests import CASES, TEMPLATE_CASES, Case, TemplateCase, chat_template, finetunejob
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)
@@ -16,6 +17,20 @@ def test_verdict(case: Case) -> None:
         assert findings == []
     else:
         assert any(case.refused in finding for finding in findings), findings
+
+
+@pytest.mark.parametrize("case", TEMPLATE_CASES, ids=lambda case: case.sentence)
+def test_verdict_on_a_template(case: TemplateCase) -> None:
+    findings = [str(finding) for finding in validate_manifest(chat_template(**case.fields))]
+    if case.refused is None:
+        assert findings == []
+    else:
+        assert any(case.refused in finding for finding in findings), findings
+
+
+def test_every_rule_on_a_template_has_a_case_that_breaks_it() -> None:
+    messages = {f.message for case in TEMPLATE_CASES for f in validate_manifest(chat_template(**case.fields))}
+    assert [rule.message for rule in SLOT_RULES if rule.message not in messages] == []
 
 
 def test_every_rule_has_a_case_that_breaks_it() -> None:

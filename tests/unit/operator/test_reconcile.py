@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from finetune_api.reports import ProgressReport
 from finetune_api.status import Progress
 from finetune_operator.core.children import Observed
 from finetune_operator.core.decision import Decision
-from finetune_operator.core.reconcile import decide, needs_profile, refuse
+from finetune_operator.core.reconcile import decide, needs_profile, needs_template, refuse
 from finetune_operator.core.settings import retry_delay
 from finetune_operator.core.times import stamp
+from manifests import chat_template
 from operator_bodies import (
     NOW,
     SETTINGS,
@@ -162,6 +164,41 @@ def test_a_missing_profile_has_a_time_of_grace_and_then_ends_the_job() -> None:
     assert "'gold'" in over.status.failure.message
     assert state(over)["Accepted"] == "False"
     assert kinds(go(body, seconds=30, profile=TrainingProfileSpec())) != []
+
+
+class TestChatTemplate:
+    """A job that names one."""
+
+    body = job_body(template={"ref": "mine"})
+
+    def test_that_is_missing_has_a_time_of_grace(self) -> None:
+        waits = go(self.body, seconds=5)
+        assert (waits.status.phase, reason(waits)) == ("Pending", "ChatTemplateNotFound")
+        assert needs_template(later(self.body, waits)) == "mine"
+        over = go(later(self.body, waits), seconds=60)
+        assert over.status.failure is not None
+        assert over.status.failure.reason == "ChatTemplateNotFound"
+        assert "no ChatTemplate 'mine' in the namespace 'team'" in over.status.failure.message
+
+    def test_is_copied_and_a_later_edit_changes_nothing(self) -> None:
+        first = go(self.body, chat_template=chat_template())
+        body = later(self.body, first)
+        assert needs_template(body) is None
+        again = go(body, chat_template=chat_template(stopWords=["</s>"], formatAssistant=["{{content}}</s>"]))
+        assert again.status.config_hash == first.status.config_hash
+        (config,) = [item for item in again.apply if item["kind"] == "ConfigMap" and "config.json" in item["data"]]
+        assert json.loads(config["data"]["config.json"])["chatTemplate"]["stopWords"] == ["<|end|>"]
+
+    def test_that_cannot_work_ends_the_job_by_field(self) -> None:
+        over = go(self.body, chat_template=chat_template(thoughtWords=["<think>"]))
+        assert over.status.failure is not None
+        assert over.status.failure.reason == "TemplateInvalid"
+        assert "'mine': spec.thoughtWords: must be two" in over.status.failure.message
+
+    def test_that_fits_no_status_is_refused(self) -> None:
+        over = go(self.body, chat_template=chat_template(formatPrefix=["x" * 16000, "y" * 1000]))
+        assert over.status.failure is not None
+        assert over.status.failure.reason == "NotAllowed"
 
 
 def test_what_the_profile_forbids_is_refused_without_grace() -> None:
