@@ -8,7 +8,8 @@ from finetune_api.training import TemplateSpec
 
 from finetune_trainer.templates.auto import AutoTemplate
 from finetune_trainer.templates.families import FAMILIES, find_template
-from finetune_trainer.templates.slots import Segment, SlotTemplate
+from finetune_trainer.templates.marks import Segment
+from finetune_trainer.templates.slots import SlotTemplate
 
 Template = SlotTemplate | AutoTemplate
 

@@ -12,7 +12,7 @@ second rendering with marks in their stead.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -21,7 +21,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
-from finetune_trainer.templates.slots import Segment, quote
+from finetune_trainer.templates.declared import Thinking
+from finetune_trainer.templates.marks import Segment
+from finetune_trainer.templates.tool_formats import quote
 from finetune_trainer.tokenizer import special_tokens
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -61,7 +63,14 @@ class AutoTemplate:
             "{% endif %}" + self._own
         )
 
-    def segments(self, messages: Sequence[Message], *, default_system: str | None = None) -> list[Segment]:
+    def segments(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        default_system: str | None = None,
+        thinking: Thinking = "auto",
+    ) -> list[Segment]:
         """As :meth:`SlotTemplate.segments`.
 
         Raises:
@@ -80,9 +89,9 @@ class AutoTemplate:
         return [
             Segment(
                 text[start:end],
-                trained=_within(start, trained),
                 literal=_within(start, literal),
                 turn=sum(start >= first for first in starts) - 1,
+                answer=next((n for n, (first, last) in enumerate(trained) if first <= start < last), None),
             )
             for start, end in pairwise(cuts)
         ]

@@ -1,0 +1,140 @@
+"""What all declared templates share: a marked Jinja source, from which come segments, prompts and the export."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finetune_api.failures import ExitCode
+
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.messages import Message
+from finetune_trainer.templates.marks import Segment, render, render_segments, unmarked
+from finetune_trainer.templates.plain import plain_messages, plain_tools
+from finetune_trainer.templates.tool_formats import quote
+
+Thinking = Literal["auto", "enabled", "disabled", "preserved"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclaredTemplate:
+    """A conversation format of our own declaration; :meth:`body` is all that kinds of it differ in."""
+
+    name: str
+    default_system: str = ""
+    """System message of conversations that have none."""
+    stop_words: tuple[str, ...] = ()
+    """What ends an answer; the first one ends every turn."""
+    replace_eos: bool = False
+    """Export the first stop word as the tokenizer's end-of-sequence token, as serving stops at that."""
+    thinks_by_default: bool = True
+    """Whether a thinking format thinks where nobody says."""
+
+    def body(self) -> str:
+        """Jinja with marks. It may use ``default_system`` and, where the template thinks, ``enable_thinking`` and
+        ``preserve_thinking``, beside ``messages``, ``tools`` and ``add_generation_prompt``."""
+        raise NotImplementedError
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the format has chains of thought."""
+        raise NotImplementedError
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether tools can be listed, called and answered."""
+        raise NotImplementedError
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether an earlier turn may look otherwise than when it was the last."""
+        raise NotImplementedError
+
+    def segments(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        default_system: str | None = None,
+        thinking: Thinking = "auto",
+    ) -> list[Segment]:
+        """Render a conversation.
+
+        Args:
+            messages: optional system, then user and assistant in turn, tools' results behind the calls.
+            tools: functions that may be called.
+            default_system: used where the conversation has no system message; None means the template's own.
+            thinking: the job's ``template.thinking``.
+
+        Raises:
+            TrainerError: TEMPLATE_INVALID where the format cannot hold the conversation.
+        """
+        self._check(messages, tools, thinking)
+        return render_segments(
+            self._source(default_system, thinking), _variables(messages, tools, thinking), name=self.name
+        )
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        default_system: str | None = None,
+        thinking: Thinking = "auto",
+    ) -> str:
+        """The text that the model is asked with, to answer ``messages``.
+
+        Raises:
+            TrainerError: as :meth:`segments`.
+        """
+        self._check(messages, tools, thinking)
+        variables = _variables(messages, tools, thinking) | {"add_generation_prompt": True}
+        return render(self.jinja(default_system, thinking), variables, name=self.name)
+
+    def jinja(self, default_system: str | None = None, thinking: Thinking = "auto") -> str:
+        """The same format as a Jinja chat template, for the exported tokenizer."""
+        return unmarked(self._source(default_system, thinking))
+
+    def _source(self, default_system: str | None, thinking: Thinking) -> str:
+        system = self.default_system if default_system is None else default_system
+        lines = [f"{{%- set default_system = {quote(system)} -%}}"]
+        if self.thinks:
+            enabled = self.thinks_by_default if thinking == "auto" else thinking != "disabled"
+            lines += [_unless_given("enable_thinking", enabled)]
+            lines += [_unless_given("preserve_thinking", thinking == "preserved")]
+        return "\n".join([*lines, self.body()])
+
+    def _check(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], thinking: Thinking) -> None:
+        if not self.takes_tools and (tools or any(message.calls or message.role == "tool" for message in messages)):
+            raise TrainerError(
+                ExitCode.TEMPLATE_INVALID,
+                f"spec.template.name: template {self.name} has no format for tools, and a conversation has some; name "
+                "a template that has, such as qwen",
+            )
+        if thinking == "disabled" or not any(message.thought for message in messages):
+            return
+        if not self.thinks:
+            raise TrainerError(
+                ExitCode.TEMPLATE_INVALID,
+                f"spec.template.thinking: template {self.name} has no chains of thought, and an answer has one; set "
+                "thinking to disabled to train without, or name a template that has, such as qwen3",
+            )
+        if thinking == "auto" and not self.thinks_by_default:
+            raise TrainerError(
+                ExitCode.TEMPLATE_INVALID,
+                f"spec.template.thinking: template {self.name} thinks only where it is told to, and an answer has a "
+                "chain of thought; set thinking to enabled, or to disabled to train without",
+            )
+
+
+def _unless_given(variable: str, value: bool) -> str:  # noqa: FBT001 - two words of a line
+    assigned = f"{{%- set {variable} = {str(value).lower()} -%}}"
+    return f"{{%- if {variable} is not defined -%}}{assigned}{{%- endif -%}}"
+
+
+def _variables(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], thinking: Thinking) -> dict[str, Any]:
+    if thinking == "disabled":
+        messages = [dataclasses.replace(message, thought=None) for message in messages]
+    return {"messages": plain_messages(messages), "tools": plain_tools(tools), "add_generation_prompt": False}

@@ -1,0 +1,154 @@
+"""Jinja with marks: one source gives the text, what in it is trained, and what a person wrote.
+
+A chat template is a Jinja program. Ours hold marks in comments, which change nothing of what is rendered:
+
+- ``{#text#}…{#/text#}`` around what a person or a program wrote: special tokens in it mean nothing;
+- ``{#answer#}…{#/answer#}`` around what the assistant says, with what ends it: that is trained, once a message;
+- ``{#turn#}`` where a user's turn begins.
+
+The exported template is the source without the comments. The segments come from the same source with a character in
+each comment's place, so that both are one text by construction.
+
+The marks stand between tags that strip white space (``{{- … -}}``) or directly beside their text.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from finetune_api.failures import ExitCode
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from finetune_trainer.errors import TrainerError
+
+TEXT, END_TEXT = "{#text#}", "{#/text#}"
+ANSWER, END_ANSWER = "{#answer#}", "{#/answer#}"
+TURN = "{#turn#}"
+_MARKS = (TEXT, END_TEXT, ANSWER, END_ANSWER, TURN)
+# Unicode's noncharacters, which no text is to hold; one that holds some is marked by others.
+_NONCHARACTERS = [*range(0xFDD0, 0xFDF0), *(plane << 16 | low for plane in range(1, 17) for low in (0xFFFE, 0xFFFF))]
+_ALPHABETS = [
+    "".join(map(chr, _NONCHARACTERS[first : first + len(_MARKS)]))
+    for first in range(0, len(_NONCHARACTERS) - len(_MARKS) + 1, len(_MARKS))
+]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a rendered conversation.
+
+    ``literal``: text that a person wrote, in which special tokens mean nothing. ``turn``: number of the user turn it
+    belongs to, from 0; the system message belongs to the first. ``answer``: number of the assistant's message that is
+    trained here, from 0; None where nothing is trained.
+    """
+
+    text: str
+    literal: bool
+    turn: int
+    answer: int | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether a loss is taken on it."""
+        return self.answer is not None
+
+
+def unmarked(source: str) -> str:
+    """``source`` as it is exported."""
+    for mark in _MARKS:
+        source = source.replace(mark, "")
+    return source
+
+
+def render(source: str, variables: Mapping[str, Any], *, name: str) -> str:
+    """The text of an unmarked ``source``.
+
+    Raises:
+        TrainerError: TEMPLATE_INVALID with what the template says against the conversation.
+    """
+    try:
+        return _compiled(source).render(**variables)
+    except jinja2.TemplateError as error:
+        raise TrainerError(
+            ExitCode.TEMPLATE_INVALID, f"spec.template.name: template {name} refuses a conversation: {error.message}"
+        ) from error
+
+
+def render_segments(source: str, variables: Mapping[str, Any], *, name: str) -> list[Segment]:
+    """The pieces of a marked ``source``'s text.
+
+    Raises:
+        TrainerError: as :func:`render`.
+    """
+    given = json.dumps(variables, ensure_ascii=False)
+    alphabet = next((marks for marks in _ALPHABETS if not any(mark in given for mark in marks)), None)
+    if alphabet is None:
+        raise TrainerError(
+            ExitCode.TEMPLATE_INVALID, "a conversation holds all of Unicode's noncharacters; remove them"
+        )
+    return _split(render(_with_marks(source, alphabet), variables, name=name), alphabet)
+
+
+@functools.lru_cache(maxsize=512)
+def _with_marks(source: str, alphabet: str) -> str:
+    for mark, character in zip(_MARKS, alphabet, strict=True):
+        source = source.replace(mark, character)
+    return source
+
+
+def _split(marked: str, alphabet: str) -> list[Segment]:
+    text, end_text, answer, end_answer, turn = alphabet
+    segments: list[Segment] = []
+    literal, trained, answers, turns, start = False, False, -1, -1, 0
+
+    def cut(end: int) -> None:
+        if marked[start:end]:
+            number = answers if trained else None
+            segments.append(Segment(marked[start:end], literal, max(turns, 0), number))
+
+    for place, character in enumerate(marked):
+        if character not in alphabet:
+            continue
+        cut(place)
+        start = place + 1
+        if character in (text, end_text):
+            literal = character == text
+        elif character in (answer, end_answer):
+            trained = character == answer
+            answers += trained
+        elif character == turn:
+            turns += 1
+    cut(len(marked))
+    return segments
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(source: str) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(source)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: FBT001, FBT002 - a filter's
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What chat templates may use where they are served (transformers.utils.chat_template_utils)."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)  # noqa: DTZ005 - as served
+    return environment
+
+
+_ENVIRONMENT = _environment()
