@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 WEATHER: Row = {
     "name": "get_weather",
-    "description": 'Tells the weather of a city: "sun", "rain" or "snow".',
+    "description": "Tells the weather of a city: sun, rain or snow.",
     "parameters": {
         "type": "object",
         "properties": {
@@ -25,6 +25,8 @@ CLOCK: Row = {
     "description": "Tells the time of a zone.",
     "parameters": {"type": "object", "properties": {"zone": {"type": "string", "description": "Its name"}}},
 }
+QUOTES: Row = CLOCK | {"description": 'Tells the time, such as "12:00".'}
+"""Some templates put a description into JSON as it is."""
 
 
 def said(role: str, content: str, thought: str | None = None) -> Message:
@@ -64,6 +66,7 @@ TOOLS: dict[str, tuple[Message, ...]] = {
     "call": (ASKS, CALLS, SUN, TELLS),
     "call last": (HELLO, REPLY, ASKS, CALLS),
     "call with text": (SYSTEM, ASKS, Message("assistant", "I look it up.", calls=(ZURICH,)), SUN, TELLS, *LATER),
+    "quotes in tools": (HELLO, REPLY),
     "calls in turn": (ASKS, CALLS, SUN, Message("assistant", "", calls=(UTC,)), RAIN, TELLS),
 }
 PARALLEL: dict[str, tuple[Message, ...]] = {
@@ -101,5 +104,10 @@ GROUPS = {
     "thought calls": THOUGHT_CALLS,
 }
 """Conversations by what a template must know for them."""
-WITH_TOOLS = ("tools", "parallel", "thought calls")
-"""The groups in which functions may be called."""
+
+
+def declared(group: str, case: str) -> tuple[Row, ...]:
+    """The functions that may be called in a conversation."""
+    if group not in ("tools", "parallel", "thought calls"):
+        return ()
+    return (QUOTES,) if "quotes" in case else (WEATHER, CLOCK)

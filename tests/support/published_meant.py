@@ -2,5 +2,134 @@
 
 from __future__ import annotations
 
-MEANT: dict[tuple[str, str], dict[str, str]] = {}
+_UNENDED = {
+    pattern: "The published format leaves the end of an answer to the model; it cannot be learnt but from data with it."
+    for pattern in ("text of *", "prompt of *turns", "prompt of space around")
+}
+_NEXT = {
+    "text of *": "The word that opens the next turn ends an answer; the last one has it too, or it would not be learnt."
+}
+_LAST_SYSTEM = (
+    "The published template writes the system message before the last user's text, but only in a prompt; the text that "
+    "is trained has it where its prompt had it."
+)
+_MISTRAL_V3 = {
+    "text of *system*": _LAST_SYSTEM,
+    "text of space around": _LAST_SYSTEM,
+    "text of call with text": _LAST_SYSTEM,
+    "* of quotes in tools": "The published template puts a description's quotes into JSON as they are, which breaks it; "
+    "mistral-common writes JSON.",
+}
+_NO_MISTRAL = {
+    pattern: "The published default names Mistral Small 3 and a day; a tuned model has the job's system message or none."
+    for pattern in (
+        *("* of one turn", "* of turns", "* of lines"),
+        *("* of tools unused", "* of quotes in tools", "* of call", "* of call last", "* of calls *"),
+    )
+}
+_R1 = (
+    "The published template is for prompts: it leaves out the thought of the last answer too. Ours has it, and closes "
+    "the thought that the prompt has opened where there is none."
+)
+_NO_LAST = "The published template is for prompts: it leaves out the thought of the turn that is being answered."
+_R1_CALLS = "The published template forgets to end the turn of a single call, and writes a header before a second one."
+_NO_SYSTEM = "The published template refuses or loses a system message; ours puts it before the first user's text."
+_SYSTEM = {
+    pattern: _NO_SYSTEM for pattern in ("* of system", "* of system and turns", "* of space around")
+}
+
+MEANT: dict[tuple[str, str], dict[str, str]] = {
+    ("deepseek3", "deepseek_v3"): {
+        "* of calls in turn": "The published template writes a header before a call that follows results, but its "
+        "prompt has none there: ours is as prompted."
+    },
+    ("deepseekr1", "deepseek_r1_distill"): {
+        "text of *": _R1,
+        "prompt of call": _R1_CALLS,
+        "prompt of call with text": _R1_CALLS,
+        "prompt of calls *": _R1_CALLS,
+        "prompt of thought and call": _R1_CALLS,
+    },
+    ("deepseekr1", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B"): {
+        "text of *": _R1,
+        "prompt of call": _R1_CALLS,
+        "prompt of call with text": _R1_CALLS,
+        "prompt of calls *": _R1_CALLS,
+        "prompt of thought and call": _R1_CALLS,
+    },
+    ("deepseekr1", "deepseekv3"): {
+        "text of *": _R1,
+        "prompt of calls in turn": _R1_CALLS,
+        "prompt of thought and call": "The published template drops the thought before a call.",
+    },
+    ("deepseek3_1", "deepseek-ai-DeepSeek-V3.1"): {
+        "text of thought": _NO_LAST,
+        "text of thoughts": _NO_LAST,
+        "text of thought and call": _NO_LAST,
+        "prompt of thought and call": _NO_LAST,
+        "thinking prompt of thought and call": _NO_LAST,
+    },
+    ("mistral", "mistral_v2v3"): _MISTRAL_V3,
+    (
+        "mistral",
+        "Mistral-Large-Instruct-2407 (mistralai 'v3' template; modified to have system prompt at start)",
+    ): _MISTRAL_V3,
+    ("mistral_tekken", "mistralai-Mistral-Nemo-Instruct-2407"): _MISTRAL_V3,
+    ("mistral_tekken", "mistral_v3_tekken"): _MISTRAL_V3,
+    ("mistral_small", "Mistral-Small-3.2-24B-Instruct-2506"): _NO_MISTRAL,
+    ("mistral_small", "mistral_v7_tekken"): {
+        pattern: reason for pattern, reason in _NO_MISTRAL.items() if pattern[5:] in ("one turn", "turns", "lines")
+    },
+    ("pixtral", "pixtral"): {"text of *system*": _LAST_SYSTEM, "text of space around": _LAST_SYSTEM},
+    ("gemma", "gemma"): _SYSTEM,
+    ("gemma", "google-gemma-2-2b-it"): _SYSTEM,
+    ("orion", "OrionStarAI/Orion-14B-Chat"): _SYSTEM,
+    ("chatglm2", "template_chatglm2"): {
+        **_UNENDED,
+        "prompt of system": "The published template loses a system message; ours puts it before the first round.",
+    },
+    ("chatglm3", "ChatGLM3"): _NEXT,
+    ("glm4", "ChatGLM4"): _NEXT,
+    ("glm_edge", "GLMEdge"): {
+        "text of *": "The published template ends every text with the header of an answer, asked for or not; ours ends "
+        "the last answer as the others are ended."
+    },
+    ("glm4_moe", "glm4moe"): _NEXT,
+    ("glm4_moe", "GLM-4.6"): _NEXT,
+    ("baichuan", "baichuan-chat"): _UNENDED,
+    ("baichuan2", "template_baichuan"): _UNENDED,
+    ("baichuan2", "baichuan2-chat"): _UNENDED,
+    ("falcon", "falcon-chat"): _UNENDED,
+    ("falcon", "template_falcon_180b"): _UNENDED,
+    ("ling", "inclusionAI/Ling-lite"): _UNENDED,
+    ("llava", "llava"): {
+        **{pattern: "The published template puts a space where LLaVA's training put the end." for pattern in _UNENDED},
+    },
+    ("metharme", "metharme"): {
+        pattern: "The published template ends the last answer alone; ours ends each." for pattern in ("* of *turns", "* of space around")
+    },
+    ("minicpm", "MiniCPM-3B-OpenHermes-2.5-v2-GGUF"): _UNENDED,
+    ("teleflm", "template_teleflm"): _UNENDED,
+    ("yi", "Yi-34b-chat"): {
+        pattern: "fschat has no slot for Yi's system message; it is ChatML's."
+        for pattern in ("* of system", "* of system and turns", "* of space around")
+    },
+    ("yuan", "yuan2"): {
+        "prompt of space around": "As of several turns.",
+        "text of *": "fschat's text is a prompt; it ends no answer.",
+        "prompt of *turns": "fschat joins the turns of a history with <n> and has no end of an answer in it; ours ends it "
+        "as it was trained.",
+    },
+    ("zephyr", "zephyr"): {
+        pattern: "fschat writes an empty system message; the model's own template writes none."
+        for pattern in ("* of one turn", "* of turns", "* of lines")
+    },
+    ("alpaca", "alpaca"): {
+        "text of *": "Ours has the blank line between turns behind the last answer too; it is not trained.",
+        **{
+            pattern: "Stanford's own training has this default system message."
+            for pattern in ("prompt of one turn", "prompt of turns", "prompt of lines")
+        },
+    },
+}
 """By family and name of the source: the reason by a pattern for the names of the cases, all of which must differ."""

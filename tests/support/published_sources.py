@@ -22,6 +22,8 @@ class Form:
     """The content of an answer that only calls."""
     thought: str = "reasoning_content"
     """Key of the chain of thought; ``{thought}`` in it makes it a form in which the content begins."""
+    parts: bool = False
+    """Whether texts come in parts, as beside pictures."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,16 @@ class Source:
     """The variable that turns thinking on and off; empty where there is none."""
     variables: Mapping[str, Any] = field(default_factory=dict)
     """Others, given to both sides."""
+    adds_bos: bool = False
+    """Whether it leaves ``bos`` to the tokenizer, which puts it before the text."""
     lists_tools: bool = True
     """Whether it writes which functions there are; one that does not is held to the calls alone."""
 
 
-_THINK = "<think>\n{thought}\n</think>\n\n"
+_THINK = "<think>\n{thought}\n</think>"
 _DEEPSEEK: dict[str, Any] = {"bos": "<｜begin▁of▁sentence｜>", "eos": "<｜end▁of▁sentence｜>", "lists_tools": False}
+
+_S: dict[str, Any] = {"bos": "<s>", "eos": "</s>"}
 
 SOURCES: dict[str, tuple[Source, ...]] = {
     "chatml": (
@@ -76,5 +82,87 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         Source("llama.cpp", "deepseek-ai-DeepSeek-V3.1", ALL, form=Form(thought="<think>{thought}</think>"), thinking="thinking", **_DEEPSEEK),
     ),
     "deepseekcoder": (Source("llama.cpp", "deepseek-ai/deepseek-coder-33b-instruct", bos="<｜begin▁of▁sentence｜>"),),
-    "llama3": (Source("trl", "llama3", bos="<|begin_of_text|>")),
+    "llama3": (Source("trl", "llama3", bos="<|begin_of_text|>"),),
+    "llama3_1": (
+        Source("llama.cpp", "meta-llama-Llama-3.1-8B-Instruct", TOOLS, bos="<|begin_of_text|>"),
+        Source("llama.cpp", "meta-llama-Llama-3.3-70B-Instruct", TOOLS, bos="<|begin_of_text|>"),
+        Source("trl", "llama3_1", TOOLS, bos="<|begin_of_text|>"),
+    ),
+    "llama3_2": (
+        Source("llama.cpp", "meta-llama-Llama-3.2-3B-Instruct", TOOLS, bos="<|begin_of_text|>"),
+        Source("trl", "llama3_2", TOOLS, bos="<|begin_of_text|>"),
+    ),
+    "mllama": (Source("axolotl", "llama3_2_vision", TOOLS, bos="<|begin_of_text|>"),),
+    "llama4": (Source("axolotl", "llama4", TOOLS, bos="<|begin_of_text|>"),),
+    "mistral_v1": (
+        Source("llama.cpp", "mistralai/Mistral-7B-Instruct-v0.2 (mistralai 'v1' template with a system prompt)", **_S),
+        Source("axolotl", "mistral_v1", **_S),
+    ),
+    "mistral": (
+        Source("axolotl", "mistral_v2v3", TOOLS, **_S),
+        Source(
+            "llama.cpp",
+            "Mistral-Large-Instruct-2407 (mistralai 'v3' template; modified to have system prompt at start)",
+            TOOLS,
+            **_S,
+        ),
+    ),
+    "mistral_tekken": (
+        Source("llama.cpp", "mistralai-Mistral-Nemo-Instruct-2407", TOOLS, **_S),
+        Source("axolotl", "mistral_v3_tekken", TOOLS, **_S),
+    ),
+    "mistral_v7": (Source("llama.cpp", "mistralai/Mistral-Large-Instruct-2411 (mistralai 'v7' template)", **_S),),
+    "mistral_small": (
+        Source("llama.cpp", "Mistral-Small-3.2-24B-Instruct-2506", TOOLS, **_S),
+        Source("axolotl", "mistral_v7_tekken", **_S),
+    ),
+    "pixtral": (Source("axolotl", "pixtral", **_S),),
+    "gemma": (
+        Source("trl", "gemma", bos="<bos>"),
+        Source("llama.cpp", "google-gemma-2-2b-it", bos="<bos>"),
+    ),
+    "gemma3": (Source("trl", "gemma3", bos="<bos>"),),
+    "gemma3n": (Source("axolotl", "gemma3n", bos="<bos>"),),
+    "phi3": (
+        Source("trl", "phi3", eos="<|endoftext|>"),
+        Source("trl", "phi3_5", eos="<|endoftext|>"),
+        Source("llama.cpp", "microsoft-Phi-3.5-mini-instruct", eos="<|endoftext|>"),
+    ),
+    "phi3_small": (Source("llama.cpp", "Phi-3-small", bos="<|endoftext|>", eos="<|endoftext|>"),),
+    "phi3_vision": (Source("llama.cpp", "Phi-3-vision"),),
+    "phi4": (Source("llama.cpp", "phi-4"),),
+    "phi4_reasoning": (Source("axolotl", "phi_4"),),
+    "chatglm2": (Source("vllm", "template_chatglm2", bos="[gMASK]sop", adds_bos=True),),
+    "chatglm3": (Source("llama.cpp", "ChatGLM3"),),
+    "glm4": (Source("llama.cpp", "ChatGLM4"),),
+    "glm_edge": (Source("llama.cpp", "GLMEdge"),),
+    "glm4_moe": (
+        Source("trl", "glm4moe", ALL, thinking="enable_thinking"),
+        Source("llama.cpp", "GLM-4.6", ALL, thinking="enable_thinking"),
+    ),
+    "command_r": (Source("llama.cpp", "CohereForAI/c4ai-command-r-plus", bos="<BOS_TOKEN>"),),
+    "cohere": (Source("trl", "cohere", bos="<BOS_TOKEN>"), Source("axolotl", "aya", bos="<BOS_TOKEN>")),
+    "granite3": (Source("llama.cpp", "ibm-granite/granite-3.0-8b-instruct"),),
+    "granite4": (Source("llama.cpp", "ibm-granite-granite-4.0", TOOLS),),
+    "vicuna": (Source("fschat", "vicuna_v1.1", adds_bos=True, **_S),),
+    "llava": (Source("axolotl", "llava", adds_bos=True, **_S),),
+    "llava_next_mistral": (Source("trl", "llava_next", form=Form(parts=True), adds_bos=True, **_S),),
+    "alpaca": (Source("axolotl", "alpaca", **_S),),
+    "falcon": (Source("fschat", "falcon-chat"), Source("vllm", "template_falcon_180b")),
+    "orion": (Source("llama.cpp", "OrionStarAI/Orion-14B-Chat", **_S),),
+    "openchat": (Source("llama.cpp", "openchat/openchat-3.5-0106", **_S),),
+    "zephyr": (Source("fschat", "zephyr"),),
+    "exaone": (Source("axolotl", "exaone"),),
+    "megrez": (Source("llama.cpp", "Infinigence/Megrez-3B-Instruct"),),
+    "baichuan2": (Source("vllm", "template_baichuan"), Source("fschat", "baichuan2-chat")),
+    "baichuan": (Source("fschat", "baichuan-chat"),),
+    "internlm": (Source("fschat", "internlm-chat"),),
+    "internlm2": (Source("vllm", "tool_chat_template_internlm2_tool", **_S),),
+    "yi": (Source("fschat", "Yi-34b-chat"),),
+    "minicpm": (Source("llama.cpp", "MiniCPM-3B-OpenHermes-2.5-v2-GGUF", adds_bos=True, **_S),),
+    "teleflm": (Source("vllm", "template_teleflm"),),
+    "yuan": (Source("fschat", "yuan2"),),
+    "falcon_h1": (Source("axolotl", "falcon_h1", bos="<|begin_of_text|>"),),
+    "ling": (Source("llama.cpp", "inclusionAI/Ling-lite"),),
+    "metharme": (Source("axolotl", "metharme", **_S),),
 }

@@ -11,7 +11,7 @@ from os.path import commonprefix
 from typing import Any, cast
 
 import pytest
-from conversations import CLOCK, GROUPS, WEATHER, WITH_TOOLS
+from conversations import GROUPS, declared
 from finetune_trainer.messages import Message
 from finetune_trainer.templates.families import FAMILIES
 from finetune_trainer.templates.plain import plain_messages, plain_tools
@@ -34,8 +34,8 @@ class Case:
 
 def cases(source: Source) -> Iterator[Case]:
     for group in source.groups:
-        tools = (WEATHER, CLOCK) if group in WITH_TOOLS and source.lists_tools else ()
         for name, messages in GROUPS[group].items():
+            tools = declared(group, name) if source.lists_tools else ()
             yield Case(f"text of {name}", messages, tools, prompt=False)
             asked = messages[:-1]
             yield Case(f"prompt of {name}", asked, tools, prompt=True)
@@ -48,6 +48,8 @@ def cases(source: Source) -> Iterator[Case]:
 
 def formed(messages: list[dict[str, Any]], form: Form) -> list[dict[str, Any]]:
     for message in messages:
+        if form.parts:
+            message["content"] = [{"type": "text", "text": message["content"]}]
         if message["role"] != "assistant":
             continue
         if (thought := message.pop("reasoning_content", None)) is not None:
@@ -62,16 +64,24 @@ def formed(messages: list[dict[str, Any]], form: Form) -> list[dict[str, Any]]:
     return messages
 
 
+def told(family: str, source: Source, case: Case) -> Case:
+    """Who gives thoughts to a family that thinks only when told to tells it to."""
+    thoughtful = any(message.thought is not None for message in case.messages)
+    told_to = source.thinking and thoughtful and not FAMILIES[family].thinks_by_default
+    return dataclasses.replace(case, thinking=True) if case.thinking is None and told_to else case
+
+
 def theirs(published: Published, source: Source, case: Case) -> str:
     variables = dict(source.variables)
     if case.thinking is not None:
         variables[source.thinking] = case.thinking
-    return published.render(
+    text = published.render(
         formed(plain_messages(case.messages), source.form),
         tools=plain_tools(case.tools) or (),
         add_generation_prompt=case.prompt,
         **variables,
     )
+    return source.bos + text if source.adds_bos else text
 
 
 def ours(family: str, source: Source, case: Case) -> dict[str, str]:
@@ -106,6 +116,7 @@ def compared(family: str, number: int) -> tuple[set[str], dict[str, str]]:
     differing: dict[str, str] = {}
     for case in cases(source):
         names.add(case.name)
+        case = told(family, source, case)  # noqa: PLW2901
         try:
             wanted = theirs(format_, source, case)
         except Exception as error:  # a template is a program; whatever it raises is its refusal

@@ -1,0 +1,108 @@
+"""Zhipu's ChatGLM and GLM."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from finetune_trainer.templates.slots import SlotTemplate
+from finetune_trainer.templates.tool_formats import NAME, RESULT, ToolFormat, each, each_call, fixed, person, when
+
+GLM4 = SlotTemplate(
+    name="glm4",
+    prefix="[gMASK]<sop>",
+    system="<|system|>\n{{content}}",
+    user="<|user|>\n{{content}}",
+    assistant_header="<|assistant|>\n",
+    assistant="{{content}}",
+    ended_by_next=True,
+    observation="<|observation|>\n{{content}}",
+    tool_format="glm4",
+    tools_place="system_start",
+    stop_words=("<|user|>", "<|observation|>"),
+    replace_eos=True,
+)
+
+_MOE_TOOLS = ToolFormat(
+    name="glm4_moe",
+    tools=fixed(
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+    )
+    + each("tools", "tool", person("tool | tojson(ensure_ascii=False)") + fixed("\n"))
+    + fixed(
+        "</tools>\n\nFor each function call, output the function name and arguments within the following XML format:\n"
+        "<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>\n<arg_value>{arg-value-1}</arg_value>\n"
+        "<arg_key>{arg-key-2}</arg_key>\n<arg_value>{arg-value-2}</arg_value>\n...\n</tool_call>"
+    ),
+    calls=when("content", fixed("\n") + person("content"))
+    + each_call(
+        fixed("\n<tool_call>")
+        + NAME
+        + fixed("\n")
+        + each(
+            "call.function.arguments.items()",
+            "(key, value)",
+            fixed("<arg_key>")
+            + person("key")
+            + fixed("</arg_key>\n<arg_value>")
+            + person("value if value is string else value | tojson(ensure_ascii=False)")
+            + fixed("</arg_value>\n"),
+        )
+        + fixed("</tool_call>")
+    ),
+    result=fixed("\n<tool_response>\n") + RESULT + fixed("\n</tool_response>"),
+)
+
+FAMILIES = (
+    # ChatGLM2: its modeling file's build_prompt numbers the rounds.
+    SlotTemplate(
+        name="chatglm2",
+        prefix="[gMASK]sop",
+        system="{{content}}\n\n",
+        user="[Round {{idx}}]\n\n问：{{content}}",
+        assistant_header="\n\n答：",
+        assistant="{{content}}</s>\n\n",
+        stop_words=("</s>",),
+    ),
+    SlotTemplate(
+        name="chatglm3",
+        prefix="[gMASK]sop",
+        system="<|system|>\n {{content}}",
+        user="<|user|>\n {{content}}",
+        assistant_header="<|assistant|>",
+        assistant="\n {{content}}",
+        ended_by_next=True,
+        stop_words=("<|user|>", "<|observation|>"),
+        replace_eos=True,
+    ),
+    GLM4,
+    # GLM-Edge.
+    dataclasses.replace(
+        GLM4,
+        name="glm_edge",
+        prefix="",
+        assistant_header="<|assistant|>",
+        assistant="\n{{content}}",
+        tool_format=None,
+        tools_place="system_end",
+    ),
+    # GLM-4.5 and 4.6.
+    dataclasses.replace(
+        GLM4,
+        name="glm4_moe",
+        assistant_header="<|assistant|>",
+        assistant="\n{{content}}",
+        function="{{content}}",
+        observation="<|observation|>{{content}}",
+        result="{{content}}",
+        tool_format=_MOE_TOOLS,
+        tools="<|system|>\n{{content}}",
+        tools_place="before_system",
+        trims=frozenset({"assistant"}),
+        thought_words=("\n<think>", "</think>"),
+        thought_trim="space",
+        past_thought="\n<think></think>",
+        unthinking="/nothink",
+        no_thought_within=True,
+    ),
+)

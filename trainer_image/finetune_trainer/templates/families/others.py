@@ -1,0 +1,173 @@
+"""Models with a format to themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from finetune_trainer.templates.families.chatml import CHATML
+from finetune_trainer.templates.slots import SlotTemplate
+_TELECHAT = SlotTemplate(
+    name="telechat",
+    system="<_system>{{content}}<_end>",
+    user="<_user>{{content}}",
+    assistant_header="<_bot>",
+    assistant="{{content}}<_end>",
+    stop_words=("<_end>",),
+    replace_eos=True,
+)
+
+FAMILIES = (
+    SlotTemplate(
+        name="orion",
+        prefix="<s>",
+        system="{{content}}\n",
+        system_place="first_user",
+        user="Human: {{content}}\n\n",
+        assistant_header="Assistant: </s>",
+        assistant="{{content}}</s>",
+        stop_words=("</s>",),
+    ),
+    SlotTemplate(
+        name="openchat",
+        prefix="<s>",
+        system="GPT4 Correct System: {{content}}<|end_of_turn|>",
+        user="GPT4 Correct User: {{content}}<|end_of_turn|>",
+        assistant_header="GPT4 Correct Assistant:",
+        assistant=" {{content}}<|end_of_turn|>",
+        stop_words=("<|end_of_turn|>",),
+        replace_eos=True,
+    ),
+    SlotTemplate(
+        name="zephyr",
+        system="<|system|>\n{{content}}</s>\n",
+        user="<|user|>\n{{content}}</s>\n",
+        assistant_header="<|assistant|>\n",
+        assistant="{{content}}</s>\n",
+        stop_words=("</s>",),
+    ),
+    SlotTemplate(
+        name="starchat",
+        system="<|system|>\n{{content}}<|end|>\n",
+        system_always=True,
+        user="<|user|>\n{{content}}<|end|>\n",
+        assistant_header="<|assistant|>\n",
+        assistant="{{content}}<|end|>\n",
+        stop_words=("<|end|>",),
+        replace_eos=True,
+    ),
+    SlotTemplate(
+        name="exaone",
+        system="[|system|]{{content}}[|endofturn|]\n",
+        system_always=True,
+        user="[|user|]{{content}}\n",
+        assistant_header="[|assistant|]",
+        assistant="{{content}}[|endofturn|]\n",
+        stop_words=("[|endofturn|]",),
+        replace_eos=True,
+    ),
+    SlotTemplate(
+        name="megrez",
+        system="<|role_start|>system<|role_end|>{{content}}<|turn_end|>",
+        user="<|role_start|>user<|role_end|>{{content}}<|turn_end|>",
+        assistant_header="<|role_start|>assistant<|role_end|>",
+        assistant="{{content}}<|turn_end|>",
+        default_system="你是Megrez-3B-Instruct，将针对用户的问题给出详细的、积极的回答。",
+        stop_words=("<|turn_end|>",),
+        replace_eos=True,
+    ),
+    SlotTemplate(
+        name="baichuan2",
+        system="{{content}}",
+        user="<reserved_106>{{content}}",
+        assistant_header="<reserved_107>",
+        assistant="{{content}}</s>",
+        stop_words=("</s>",),
+    ),
+    SlotTemplate(
+        name="baichuan",
+        system="{{content}}",
+        user="<reserved_102>{{content}}",
+        assistant_header="<reserved_103>",
+        assistant="{{content}}</s>",
+        stop_words=("</s>",),
+    ),
+    # InternLM-Chat 7B and 20B.
+    SlotTemplate(
+        name="internlm",
+        system="{{content}}",
+        user="<s><|User|>:{{content}}<eoh>\n",
+        assistant_header="<|Bot|>:",
+        assistant="{{content}}<eoa>\n",
+        default_system=(
+            "A chat between a curious <|User|> and an <|Bot|>. The <|Bot|> gives helpful, detailed, and polite answers "
+            "to the <|User|>'s questions.\n\n"
+        ),
+        stop_words=("<eoa>",),
+        replace_eos=True,
+    ),
+    # InternLM2, 2.5 and 3.
+    dataclasses.replace(CHATML, name="internlm2", prefix="<s>"),
+    SlotTemplate(
+        name="minicpm",
+        prefix="<s>",
+        system="{{content}}",
+        user="<用户>{{content}}",
+        assistant_header="<AI>",
+        assistant="{{content}}</s>",
+        trims=frozenset({"system", "user", "assistant"}),
+        stop_words=("</s>",),
+    ),
+    # MiniCPM-V 2.6 and MiniCPM-o 2.6, which are of Qwen2.
+    dataclasses.replace(
+        CHATML, name="minicpm_v", default_system="You are a helpful assistant.", image="(<image>./</image>)\n"
+    ),
+    SlotTemplate(
+        name="index",
+        system="<unk>{{content}}",
+        user="reserved_0{{content}}",
+        assistant_header="reserved_1",
+        assistant="{{content}}</s>",
+        stop_words=("</s>",),
+    ),
+    # TeleChat and TeleChat2: https://arxiv.org/abs/2401.03804 and the model's generation_utils.
+    _TELECHAT,
+    # Tele-FLM, of another house.
+    dataclasses.replace(
+        _TELECHAT, name="teleflm", system="<_system>{{content}}", trims=frozenset({"system", "user"})
+    ),
+    SlotTemplate(
+        name="yuan",
+        system="{{content}}\n",
+        system_place="first_user",
+        user="{{content}}",
+        assistant_header="<sep>",
+        assistant="{{content}}<eod>\n",
+        stop_words=("<eod>",),
+        replace_eos=True,
+    ),
+    # Falcon-H1 and Falcon 3.
+    dataclasses.replace(CHATML, name="falcon_h1", prefix="<|begin_of_text|>"),
+    # Ling and Bailing.
+    SlotTemplate(
+        name="ling",
+        system="<role>SYSTEM</role>{{content}}",
+        user="<role>HUMAN</role>{{content}}",
+        assistant_header="<role>ASSISTANT</role>",
+        assistant="{{content}}<|endoftext|>",
+        stop_words=("<|endoftext|>",),
+    ),
+    SlotTemplate(
+        name="metharme",
+        prefix="<s>",
+        system="<|system|>{{content}}",
+        user="<|user|>{{content}}",
+        assistant_header="<|model|>",
+        assistant="{{content}}</s>",
+        default_system=(
+            "Enter RP mode. You shall reply to the user while staying in character. Your responses must be detailed, "
+            "creative, immersive, and drive the scenario forward."
+        ),
+        trims=frozenset({"user", "assistant"}),
+        stop_words=("</s>",),
+    ),
+)
