@@ -25,6 +25,30 @@ CLOCK: Row = {
     "description": "Tells the time of a zone.",
     "parameters": {"type": "object", "properties": {"zone": {"type": "string", "description": "Its name"}}},
 }
+RICH: Row = {
+    "name": "book",
+    "description": "Books a room.",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "size": {"type": "string", "enum": ["small", "large"], "default": "small"},
+            "guests": {"type": "array", "items": {"type": "string"}, "description": "Their names"},
+            "nights": {"type": "number", "default": 1},
+            "meals": {"type": "array", "items": {"type": "boolean"}},
+            "note": {"type": "string", "nullable": True},
+            "paid": {"type": "boolean"},
+            "address": {
+                "type": "object",
+                "description": "Of the guest",
+                "properties": {"street": {"type": "string"}, "number": {"type": "integer"}},
+                "required": ["street"],
+            },
+            "dates": {"type": "array", "items": {"type": "object", "properties": {"day": {"type": "string"}}}},
+        },
+        "required": ["size", "address"],
+    },
+}
+"""Arguments of every kind."""
 QUOTES: Row = CLOCK | {"description": 'Tells the time, such as "12:00".'}
 """Some templates put a description into JSON as it is."""
 
@@ -67,6 +91,16 @@ TOOLS: dict[str, tuple[Message, ...]] = {
     "call last": (HELLO, REPLY, ASKS, CALLS),
     "call with text": (SYSTEM, ASKS, Message("assistant", "I look it up.", calls=(ZURICH,)), SUN, TELLS, *LATER),
     "quotes in tools": (HELLO, REPLY),
+    "rich tools": (
+        ASKS,
+        Message(
+            "assistant",
+            "",
+            calls=(ToolCall("book", {"size": "large", "paid": True, "note": None, "guests": ["Ada", "Ümit"], "nights": 2}),),
+        ),
+        SUN,
+        TELLS,
+    ),
     "calls in turn": (ASKS, CALLS, SUN, Message("assistant", "", calls=(UTC,)), RAIN, TELLS),
 }
 PARALLEL: dict[str, tuple[Message, ...]] = {
@@ -110,4 +144,4 @@ def declared(group: str, case: str) -> tuple[Row, ...]:
     """The functions that may be called in a conversation."""
     if group not in ("tools", "parallel", "thought calls"):
         return ()
-    return (QUOTES,) if "quotes" in case else (WEATHER, CLOCK)
+    return {"quotes in tools": (QUOTES,), "rich tools": (RICH,)}.get(case, (WEATHER, CLOCK))

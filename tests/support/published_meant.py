@@ -24,7 +24,7 @@ _NO_MISTRAL = {
     pattern: "The published default names Mistral Small 3 and a day; a tuned model has the job's system message or none."
     for pattern in (
         *("* of one turn", "* of turns", "* of lines"),
-        *("* of tools unused", "* of quotes in tools", "* of call", "* of call last", "* of calls *"),
+        *("* of tools unused", "* of quotes in tools", "* of call", "* of call last", "* of calls *", "* of rich tools"),
     )
 }
 _R1 = (
@@ -32,6 +32,13 @@ _R1 = (
     "the thought that the prompt has opened where there is none."
 )
 _NO_LAST = "The published template is for prompts: it leaves out the thought of the turn that is being answered."
+_ONE_CALL = {"* of calls at once": "The published template drops all calls but the first; ours refuses the answer."}
+_NO_CALLS = {
+    pattern: "The published template writes no calls but those in the text; ours writes them as the model card says."
+    for pattern in ("* of call", "text of call last", "* of call with text", "* of calls *", "* of rich tools")
+}
+_BEGINS_NEXT = "fschat's text begins the next turn, which does not follow."
+_STRIPS = "fschat leaves the white space around messages, which Meta's chat_completion strips."
 _R1_CALLS = "The published template forgets to end the turn of a single call, and writes a header before a second one."
 _NO_SYSTEM = "The published template refuses or loses a system message; ours puts it before the first user's text."
 _SYSTEM = {
@@ -48,6 +55,7 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
         "prompt of call": _R1_CALLS,
         "prompt of call with text": _R1_CALLS,
         "prompt of calls *": _R1_CALLS,
+        "prompt of rich tools": _R1_CALLS,
         "prompt of thought and call": _R1_CALLS,
     },
     ("deepseekr1", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B"): {
@@ -55,10 +63,14 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
         "prompt of call": _R1_CALLS,
         "prompt of call with text": _R1_CALLS,
         "prompt of calls *": _R1_CALLS,
+        "prompt of rich tools": _R1_CALLS,
         "prompt of thought and call": _R1_CALLS,
     },
     ("deepseekr1", "deepseekv3"): {
-        "text of *": _R1,
+        "text of [!cr]*": _R1,
+        "text of call last": _R1,
+        "text of call with text": _R1,
+        "text of calls in turn": _R1,
         "prompt of calls in turn": _R1_CALLS,
         "prompt of thought and call": "The published template drops the thought before a call.",
     },
@@ -123,6 +135,48 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
     ("zephyr", "zephyr"): {
         pattern: "fschat writes an empty system message; the model's own template writes none."
         for pattern in ("* of one turn", "* of turns", "* of lines")
+    },
+    ("gpt_oss", "openai-gpt-oss-120b"): _ONE_CALL,
+    ("gpt_oss", "gptoss"): _ONE_CALL,
+    ("granite3_3", "ibm-granite-granite-3.3-2B-Instruct"): _NO_CALLS,
+    ("lfm2", "LFM2-8B-A1B"): _NO_CALLS,
+    ("lfm2", "lfm2"): _NO_CALLS,
+    ("exaone4", "exaone4"): {
+        pattern: "The published template drops the thought before a call."
+        for pattern in ("text of thought and call", "prompt of thought and call", "thinking prompt of thought and call")
+    },
+    ("qwq", "Qwen-QwQ-32B"): {
+        **{
+            pattern: "Ours closes the thought that the prompt has opened where an answer has none."
+            for pattern in ("text of [!t]*", "text of turns", "text of tools *", "text of thought in history")
+        },
+        "* of thought and call": "The published template drops the thought before a call that is answered.",
+    },
+    ("kimi_k2", "Kimi-K2-Instruct"): {
+        **{
+            pattern: "The published template has a line's end behind its default system message alone; "
+            "Kimi-K2-Thinking's has none."
+            for pattern in (
+                *("* of one turn", "* of turns", "* of lines", "* of tools unused", "* of quotes in tools"),
+                "prompt of call last",
+            )
+        },
+        **{
+            pattern: "The published template appends to a list, which the sandbox of transformers refuses."
+            for pattern in ("* of call", "text of call last", "* of call with text", "* of rich tools", "* of calls *")
+        },
+    },
+    ("llama2", "llama-2"): {
+        "text of *": _BEGINS_NEXT,
+        "prompt of space around": _STRIPS,
+    },
+    ("llama2_zh", "chinese-alpaca2"): {
+        "text of *": _BEGINS_NEXT,
+        "prompt of space around": _STRIPS,
+        **{
+            pattern: "fschat appends a wish of its own to the default system message of Chinese-Alpaca-2."
+            for pattern in ("prompt of one turn", "prompt of turns", "prompt of lines")
+        },
     },
     ("alpaca", "alpaca"): {
         "text of *": "Ours has the blank line between turns behind the last answer too; it is not trained.",

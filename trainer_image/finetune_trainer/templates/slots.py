@@ -51,8 +51,8 @@ class SlotTemplate(DeclaredTemplate):
     """Jinja with marks that stands first in the system's slot."""
     system_always: bool = False
     """Whether the system's slot is written without a system message too."""
-    default_system_with_tools: bool = True
-    """Whether ``default_system`` stands in for a missing system message where tools are listed."""
+    default_system_for_tools: str | None = None
+    """What stands in for a missing system message where tools are listed; None means ``default_system``."""
     user: str
     """A user's message."""
     assistant_header: str = ""
@@ -75,6 +75,8 @@ class SlotTemplate(DeclaredTemplate):
     """A turn of tools' results. None means as ``user``."""
     result: str | None = None
     """One result of several in a turn; None means that each is a turn of its own."""
+    results_join: str = ""
+    """Between two results of a turn."""
     tool_format: str | ToolFormat | None = None
     """How tools are listed and called: a name of ``TOOL_FORMATS``, or one of the family's own."""
     tools: str = CONTENT
@@ -142,7 +144,9 @@ class SlotTemplate(DeclaredTemplate):
     def body(self) -> str:
         """As :meth:`DeclaredTemplate.body`."""
         trimmed = " | trim" if "system" in self.trims else ""
-        default = "default_system" if self.default_system_with_tools else "'' if tools else default_system"
+        default = "default_system"
+        if self.default_system_for_tools is not None:
+            default = f"{quote(self.default_system_for_tools)} if tools else default_system"
         return "\n".join(
             line
             for line in (
@@ -297,7 +301,7 @@ class SlotTemplate(DeclaredTemplate):
             before, _, after = turn.partition(CONTENT)
             return read + self._opening(before) + fragments.result + fixed(after)
         before, _, after = turn.partition(CONTENT)
-        opens = when("loop.first or turns[loop.index0 - 1].role != 'tool'", self._opening(before))
+        opens = when(f"{_BEFORE} != 'tool'", self._opening(before), fixed(self.results_join))
         closes = when("loop.last or turns[loop.index0 + 1].role != 'tool'", fixed(after))
         return read + opens + _filled(self.result, fragments.result) + closes
 

@@ -22,12 +22,13 @@ from finetune_trainer.templates.families import (
     microsoft,
     mistral,
     moonshot,
+    openai,
     others,
     plain,
     qwen,
 )
 
-_KINS = (chatml, qwen, deepseek, llama, mistral, google, microsoft, glm, cohere, ibm, moonshot, others, plain)
+_KINS = (chatml, qwen, deepseek, llama, mistral, google, microsoft, glm, cohere, ibm, moonshot, openai, others, plain)
 
 FAMILIES: dict[str, DeclaredTemplate] = {
     template.name: template for kin in _KINS for template in kin.FAMILIES

@@ -27,6 +27,8 @@ FAMILIES = (
     CHATML,
     # Yi 1 and 1.5: ChatML with no default system message.
     dataclasses.replace(CHATML, name="yi"),
+    # Nemotron-H.
+    dataclasses.replace(CHATML, name="nemotron_h"),
     dataclasses.replace(
         CHATML,
         name="smollm",

@@ -6,6 +6,18 @@ import dataclasses
 
 from finetune_trainer.templates.families.chatml import CHATML
 from finetune_trainer.templates.slots import SlotTemplate
+from finetune_trainer.templates.tool_formats import (
+    ARGUMENTS,
+    NAME,
+    RESULT,
+    SAID,
+    ToolFormat,
+    each,
+    each_call,
+    fixed,
+    person,
+    when,
+)
 _TELECHAT = SlotTemplate(
     name="telechat",
     system="<_system>{{content}}<_end>",
@@ -14,6 +26,71 @@ _TELECHAT = SlotTemplate(
     assistant="{{content}}<_end>",
     stop_words=("<_end>",),
     replace_eos=True,
+)
+_EXAONE = SlotTemplate(
+    name="exaone",
+    system="[|system|]{{content}}[|endofturn|]\n",
+    system_always=True,
+    user="[|user|]{{content}}\n",
+    assistant_header="[|assistant|]",
+    assistant="{{content}}[|endofturn|]\n",
+    stop_words=("[|endofturn|]",),
+    replace_eos=True,
+)
+_EXAONE4_TOOLS = ToolFormat(
+    name="exaone4",
+    tools=fixed(
+        "# Available Tools\nYou can use none, one, or multiple of the following tools by calling them as functions to help "
+        "with the user’s query.\nHere are the tools available to you in JSON format within <tool> and </tool> tags:\n"
+    )
+    + each("tools", "tool", fixed("<tool>") + person("tool | tojson(ensure_ascii=False)") + fixed("</tool>\n"))
+    + fixed(
+        "\nFor each function call you want to make, return a JSON object with function name and arguments within "
+        '<tool_call> and </tool_call> tags, like:\n<tool_call>{"name": function_1_name, "arguments": '
+        "{argument_1_name: argument_1_value, argument_2_name: argument_2_value}}</tool_call>\n"
+        '<tool_call>{"name": function_2_name, "arguments": {...}}</tool_call>\n...\nNote that if no argument name is '
+        "specified for a tool, you can just print the argument value directly, without the argument name or JSON "
+        "formatting."
+    ),
+    calls=when("content", SAID + fixed("\n"))
+    + each_call(
+        fixed('<tool_call>{"name": "') + NAME + fixed('", "arguments": ') + ARGUMENTS + fixed("}</tool_call>"),
+        between="\n",
+    ),
+    result=fixed('{"result": ') + person("content | tojson(ensure_ascii=False)") + fixed("}"),
+)
+_LFM2_TOOLS = ToolFormat(
+    name="lfm2",
+    tools=fixed("List of tools: <|tool_list_start|>[")
+    + each("tools", "tool", person("tool | tojson"), between=", ")
+    + fixed("]<|tool_list_end|>"),
+    calls=fixed("<|tool_call_start|>[")
+    + each_call(
+        NAME
+        + fixed("(")
+        + each(
+            "call.function.arguments.items()",
+            "(key, value)",
+            person("key") + fixed("=") + person("value | tojson"),
+            between=", ",
+        )
+        + fixed(")"),
+        between=", ",
+    )
+    + fixed("]<|tool_call_end|>")
+    + SAID,
+    result=fixed("<|tool_response_start|>") + RESULT + fixed("<|tool_response_end|>"),
+)
+_IDEFICS3 = SlotTemplate(
+    name="idefics3",
+    prefix="<|begin_of_text|>",
+    system="System: {{content}}<end_of_utterance>\n",
+    user="User: {{content}}<end_of_utterance>\n",
+    assistant_header="Assistant:",
+    assistant=" {{content}}<end_of_utterance>\n",
+    stop_words=("<end_of_utterance>",),
+    replace_eos=True,
+    image="<image>",
 )
 
 FAMILIES = (
@@ -55,15 +132,32 @@ FAMILIES = (
         stop_words=("<|end|>",),
         replace_eos=True,
     ),
-    SlotTemplate(
-        name="exaone",
-        system="[|system|]{{content}}[|endofturn|]\n",
-        system_always=True,
-        user="[|user|]{{content}}\n",
-        assistant_header="[|assistant|]",
-        assistant="{{content}}[|endofturn|]\n",
-        stop_words=("[|endofturn|]",),
-        replace_eos=True,
+    _EXAONE,
+    dataclasses.replace(
+        _EXAONE,
+        name="exaone4",
+        system="[|system|]\n{{content}}[|endofturn|]\n",
+        system_always=False,
+        user="[|user|]\n{{content}}[|endofturn|]\n",
+        assistant_header="[|assistant|]\n",
+        observation="[|tool|]\n{{content}}[|endofturn|]\n",
+        result="<tool_result>{{content}}</tool_result>",
+        results_join="\n",
+        tool_format=_EXAONE4_TOOLS,
+        thought_words=("<think>\n", "\n</think>\n\n"),
+        thought_in_prompt=True,
+        thinks_by_default=False,
+        past_thought="<think>\n\n</think>\n\n",
+        no_thought_within=True,
+    ),
+    # LFM2. Its published template writes a call as the client gives it; the list in brackets is of its model card.
+    dataclasses.replace(
+        CHATML,
+        name="lfm2",
+        prefix="<|startoftext|>",
+        observation="<|im_start|>tool\n{{content}}<|im_end|>\n",
+        tool_format=_LFM2_TOOLS,
+        tools_join="\n",
     ),
     SlotTemplate(
         name="megrez",
@@ -144,6 +238,18 @@ FAMILIES = (
         assistant="{{content}}<eod>\n",
         stop_words=("<eod>",),
         replace_eos=True,
+    ),
+    # Idefics3 and SmolVLM.
+    _IDEFICS3,
+    dataclasses.replace(_IDEFICS3, name="smolvlm", prefix="<|im_start|>"),
+    SlotTemplate(
+        name="seed_oss",
+        system="<seed:bos>system\n{{content}}<seed:eos>",
+        user="<seed:bos>user\n{{content}}<seed:eos>",
+        assistant_header="<seed:bos>assistant\n",
+        assistant="{{content}}<seed:eos>",
+        trims=frozenset({"assistant"}),
+        stop_words=("<seed:eos>",),
     ),
     # Falcon-H1 and Falcon 3.
     dataclasses.replace(CHATML, name="falcon_h1", prefix="<|begin_of_text|>"),
