@@ -312,7 +312,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
     ),
     _later("weight", Not(OneOf("weight", (1.0,))), "leave weight at 1", SOURCES),
     _later("template.ref", Present("template.ref"), "use a built-in template's name"),
-    _later("template.thinking", Not(OneOf("template.thinking", ("auto",))), "leave it auto"),
     _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),
     _later("distributed.nodes", MoreThan("distributed.nodes", 1), "use one node"),
     _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),

@@ -175,11 +175,13 @@ class TemplateSpec(ApiModel):
     system: LongText | None = None
     """System message for conversations that have none; unset means the template's default."""
     thinking: Literal["auto", "enabled", "disabled", "preserved"] = "auto"
-    """What happens to chains of thought."""
+    """What happens to chains of thought, in training and by default in serving. `auto`: as the format does where nobody
+    says. `enabled`: they are trained, and an answer without one has an empty one; the format leaves those of earlier
+    turns out. `preserved`: those stay. `disabled`: none is trained, and the prompt says that there is none."""
     train_on_prompt: bool = False
     """Train on the user's turns too."""
     mask_history: bool = False
-    """Train on the last assistant turn alone."""
+    """Train on the last assistant turn alone, its calls of tools included."""
 
 
 class PreferenceSpec(ApiModel):

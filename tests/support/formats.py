@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from finetune_trainer.messages import Message, ToolCall
+from finetune_trainer.templates.declared import DeclaredTemplate
 from finetune_trainer.templates.marks import ANSWER, END_ANSWER, END_TEXT, TEXT, TURN
 from finetune_trainer.templates.own import OwnTemplate
 from finetune_trainer.templates.slots import SlotTemplate
+from finetune_trainer.templates.template import Thinking
+from hypothesis import strategies as st
 
 END = "<|im_end|>"
 THINKS = SlotTemplate(
@@ -152,3 +156,52 @@ SEVERAL_CALLS = [
     Message("tool", "still clear"),
     Message("assistant", "Clear, and 3.", thought="Done."),
 ]
+PLAIN = [Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "And?"), Message("assistant", "No.")]
+THOUGHT = [
+    Message("user", "a"),
+    Message("assistant", "b", thought="one"),
+    Message("user", "c"),
+    Message("assistant", "d", thought="two"),
+]
+
+
+def thoughtless(messages: list[Message]) -> list[Message]:
+    return [dataclasses.replace(message, thought=None) for message in messages]
+
+
+def may_think(template: DeclaredTemplate, thinking: Thinking) -> bool:
+    return thinking == "disabled" or (template.thinks and (template.thinks_by_default or thinking != "auto"))
+
+
+PLAIN_TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12).filter(
+    lambda text: text.strip() and not any(0xFDD0 <= ord(letter) <= 0xFDEF for letter in text)
+)
+TEXTS = st.one_of(
+    st.sampled_from(["<|im_end|>", "</think>", "<think>", "{{content}}", "{#text#}", "﷐", "\n", " x ", '"\\']),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12),
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXTS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
+    max_leaves=4,
+)
+CALLS = st.builds(ToolCall, st.sampled_from(["get_weather", "add"]), st.dictionaries(TEXTS, VALUES, max_size=2))
+
+PLAIN_CALLS = st.builds(
+    ToolCall, st.sampled_from(["get_weather", "add"]), st.dictionaries(PLAIN_TEXTS, PLAIN_TEXTS, max_size=2)
+)
+
+
+@st.composite
+def any_conversation(draw: st.DrawFn, *, odd: bool = True) -> list[Message]:
+    """``odd``: texts may also be empty, blank, or words of the formats."""
+    texts, calls = (TEXTS, CALLS) if odd else (PLAIN_TEXTS, PLAIN_CALLS)
+    messages = [Message("system", draw(texts))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        messages.append(Message("user", draw(texts)))
+        for _ in range(draw(st.integers(0, 2))):
+            called = tuple(draw(st.lists(calls, min_size=1, max_size=2)))
+            messages.append(Message("assistant", draw(texts), draw(st.none() | texts), called))
+            messages += [Message("tool", draw(texts)) for _ in called]
+        messages.append(Message("assistant", draw(texts), draw(st.none() | texts)))
+    return messages

@@ -358,7 +358,6 @@ CASES: tuple[Case, ...] = (
     Case("data over the web", {SOURCE: {"uri": "https://host/rows.jsonl"}}, LATER),
     Case("a weighted source", {SOURCE: {"uri": "configmap://a/b", "weight": 2.5}}, LATER),
     Case("a template of one's own", {"template": {"ref": "mine"}}, LATER),
-    Case("thinking", {"template": {"thinking": "enabled"}}, LATER),
     Case("unsloth", {"acceleration": {"unsloth": True}}, LATER),
     Case("two nodes", {"distributed": {"nodes": 2}}, LATER),
     Case("sequence parallelism", {"distributed": {"sequenceParallel": 2}}, LATER),

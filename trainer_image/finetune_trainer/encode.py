@@ -1,8 +1,11 @@
-"""From conversations to tokens and to what is trained; too long ones lose whole turns."""
+"""From conversations to tokens and to what is trained; too long ones lose whole turns.
+
+A turn is a user's message with all up to the next: answers, calls and the tools' results.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 from finetune_api.training import TemplateSpec
 
 from finetune_trainer.messages import Message
-from finetune_trainer.templates import Template
+from finetune_trainer.templates import Segment, Template
 from finetune_trainer.tokenizer import Span, SpecialTokenInTextError, TextEncoder
 
 TOO_LONG = "first exchange longer than maxLength"
@@ -34,48 +37,90 @@ class Encoded:
 class ConversationEncoder:
     """Turns conversations into tokens by one template and one tokenizer."""
 
-    def __init__(self, tokenizer: Any, template: Template, spec: TemplateSpec, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: Any, template: Template, spec: TemplateSpec, max_length: int, *, last_answer: bool = False
+    ) -> None:
+        """``last_answer``: train on a conversation's last answer alone, without the calls of its turn."""
         self._text = TextEncoder(tokenizer)
         self._template = template
         self._spec = spec
         self._max_length = max_length
+        self._last_answer = last_answer
 
-    def encode(self, messages: Sequence[Message]) -> Encoded:
+    def encode(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[Encoded]:
         """Tokens of ``messages``, of at most ``max_length``: whole turns are cut from the end.
+
+        The first sample is the whole conversation. Earlier answers that it shows otherwise than they were given follow
+        in samples of their own (:mod:`finetune_trainer.templates.served`), but for prompts that are trained too.
 
         Raises:
             DroppedError: not even the first exchange fits, or nothing in it is trained.
             TrainerError: TEMPLATE_INVALID.
         """
-        ids, trained, turns = self._render(messages)
-        truncated = len(ids) > self._max_length
+        whole, *parts = self._render(messages, tools)
+        truncated = len(whole.ids) > self._max_length
         if truncated:
-            ids, trained, turns = self._cut(messages, turns)
-        if self._spec.mask_history:
-            trained &= turns == turns.max()
-        elif self._spec.train_on_prompt and trained.any():
-            trained[: np.flatnonzero(trained)[-1]] = True
-        trained[0] = False
-        if not trained.any():
+            whole, parts = self._cut(messages, tools, int(whole.turns[self._max_length]))
+        if self._spec.train_on_prompt and whole.trained.any():
+            whole.trained[: np.flatnonzero(whole.trained)[-1]] = True
+            parts = []
+        samples = []
+        for rendered in (whole, *parts):
+            if len(rendered.ids) > self._max_length:
+                truncated = True  # it holds a thought that the whole leaves out
+                continue
+            rendered.trained[0] = False
+            if rendered.trained.any():
+                samples.append(rendered)
+        if not samples:
             raise DroppedError(NOTHING_TO_TRAIN)
-        return Encoded(ids, trained, truncated)
+        return [Encoded(sample.ids, sample.trained, truncated and sample is samples[0]) for sample in samples]
 
-    def _cut(self, messages: Sequence[Message], turns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        before = 1 if messages[0].role == "system" else 0
-        # The turn in which the limit falls does not fit; a template may end a conversation with more than a turn.
-        for kept in range(int(turns[self._max_length]), 0, -1):
-            shorter = self._render(messages[: before + 2 * kept])
-            if len(shorter[0]) <= self._max_length:
-                return shorter
+    def _cut(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], turn: int
+    ) -> tuple[_Rendered, list[_Rendered]]:
+        """As many turns as fit; ``turn``: the one in which the limit falls, as far as the template can tell."""
+        users = [place for place, message in enumerate(messages) if message.role == "user"]
+        for kept in range(min(turn + 1, len(users) - 1), 0, -1):
+            whole, *parts = self._render(messages[: users[kept]], tools)
+            if len(whole.ids) <= self._max_length:
+                return whole, parts
         raise DroppedError(TOO_LONG)
 
-    def _render(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, whether each is trained, and the number of its turn."""
-        segments = self._template.segments(messages, default_system=self._spec.system)
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[_Rendered]:
+        renderings = self._template.renderings(
+            messages,
+            tools,
+            first=self._first(messages),
+            default_system=self._spec.system,
+            thinking=self._spec.thinking,
+        )
+        return [self._tokens(segments) for segments in renderings]
+
+    def _first(self, messages: Sequence[Message]) -> int:
+        """Number of the first answer that is trained."""
+        roles = [message.role for message in messages]
+        if self._last_answer:
+            return roles.count("assistant") - 1
+        if self._spec.mask_history and "user" in roles:
+            last = len(roles) - 1 - roles[::-1].index("user")
+            return roles[:last].count("assistant")
+        return 0
+
+    def _tokens(self, segments: Sequence[Segment]) -> _Rendered:
         try:
             tokens = self._text.encode([Span(segment.text, segment.literal) for segment in segments])
         except SpecialTokenInTextError as error:
             raise DroppedError(SPECIAL_TEXT) from error
         trained = np.array([segment.trained for segment in segments], dtype=bool)[tokens.spans]
         turns = np.array([segment.turn for segment in segments], dtype=np.int64)[tokens.spans]
-        return tokens.ids, trained, turns
+        return _Rendered(tokens.ids, trained, turns)
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """Ids, whether each is trained, and the number of its turn."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+    turns: np.ndarray

@@ -25,6 +25,8 @@ class Pair:
     rejected: tuple[Message, ...]
     where: str
     """File and row, for a person."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """As a conversation's."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Rated:
     desirable: bool
     where: str
     """File and row, for a person."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """As a conversation's."""
 
 
 def read_pairs(source: ResolvedSource, file: Path) -> Iterator[Pair]:

@@ -98,8 +98,8 @@ class Conversations:
         self._encoder = encoder
 
     def encode(self, sample: Conversation) -> list[Unit]:
-        """The conversation, whole turns cut from its end."""
-        return [Unit((self._encoder.encode(sample.messages),))]
+        """The conversation, whole turns cut from its end; more than one where earlier answers need their own."""
+        return [Unit((encoded,)) for encoded in self._encoder.encode(sample.messages, sample.tools)]
 
 
 class Texts:
@@ -127,12 +127,12 @@ class _Answers:
     """The last answer of a conversation is what is judged; where it is too long, it loses its end."""
 
     def __init__(self, tokenizer: Any, template: Template, spec: TemplateSpec, max_length: int) -> None:
-        last = spec.model_copy(update={"mask_history": True, "train_on_prompt": False})
-        self._encoder = ConversationEncoder(tokenizer, template, last, sys.maxsize)
+        asked = spec.model_copy(update={"train_on_prompt": False})
+        self._encoder = ConversationEncoder(tokenizer, template, asked, sys.maxsize, last_answer=True)
         self._max_length = max_length
 
-    def _encoded(self, messages: tuple[Message, ...]) -> Encoded:
-        whole = self._encoder.encode(messages)
+    def _encoded(self, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...]) -> Encoded:
+        (whole,) = self._encoder.encode(messages, tools)
         if len(whole.ids) <= self._max_length:
             return whole
         ids, trained = whole.ids[: self._max_length], whole.trained[: self._max_length]
@@ -148,7 +148,7 @@ class Pairs(_Answers):
         """The chosen and the rejected answer, each behind the prompt and cut at the same length."""
         if sample.chosen == sample.rejected:
             raise DroppedError(SAME_ANSWERS)
-        chosen, rejected = self._encoded(sample.chosen), self._encoded(sample.rejected)
+        chosen, rejected = (self._encoded(one, sample.tools) for one in (sample.chosen, sample.rejected))
         if np.array_equal(chosen.ids, rejected.ids):
             raise DroppedError(f"{SAME_ANSWERS} within maxLength" if chosen.truncated else SAME_ANSWERS)
         return [Unit((chosen, rejected))]
@@ -159,4 +159,4 @@ class Labelled(_Answers):
 
     def encode(self, sample: Rated) -> list[Unit]:
         """The answer behind its prompt."""
-        return [Unit((self._encoded(sample.messages),), sample.desirable)]
+        return [Unit((self._encoded(sample.messages, sample.tools),), sample.desirable)]

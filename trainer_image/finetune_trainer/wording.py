@@ -62,7 +62,7 @@ def _plain(config: TrainerConfig, tokenizer: Any) -> Wording:
 def _templated(config: TrainerConfig, tokenizer: Any) -> Wording:
     template = resolve_template(config.template, tokenizer)
     stops = tuple(_stop_tokens(template, tokenizer))
-    jinja = template.jinja(config.template.system)
+    jinja = template.jinja(config.template.system, config.template.thinking)
     encoder: SampleEncoder
     if config.stage == "sft":
         encoder = Conversations(ConversationEncoder(tokenizer, template, config.template, config.max_length))

@@ -137,12 +137,12 @@ def test_a_configuration_that_is_none_is_told(tmp_path: Path, text: str | None, 
 
 def test_what_this_trainer_cannot_do_is_refused_not_left_out(tmp_path: Path, tiny: Path) -> None:
     config = json.loads(configure(tmp_path, tiny).to_json())
-    config["template"]["thinking"] = "enabled"
+    config["template"]["ref"] = "mine"
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
     report = cli.run("prepare", path, Interruption())
     assert report.exit_code == ExitCode.CONFIG_INVALID
-    assert "thinking" in (report.message or "")
+    assert "template.ref" in (report.message or "")
 
 
 def test_a_crash_is_reported_with_its_kind(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

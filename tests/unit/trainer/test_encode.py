@@ -11,7 +11,9 @@ from finetune_api.training import TemplateSpec
 from finetune_trainer.encode import SPECIAL_TEXT, TOO_LONG, ConversationEncoder, DroppedError
 from finetune_trainer.messages import Message
 from finetune_trainer.templates import resolve_template
+from finetune_trainer.templates.plain import plain_messages, plain_tools
 from finetune_trainer.tokenizer import Span, SpecialTokenInTextError, TextEncoder, load_tokenizer
+from formats import ONE_CALL, SEVERAL_CALLS, THINKS, THOUGHT, TOOLS, any_conversation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -48,36 +50,130 @@ def test_a_long_conversation_keeps_as_many_whole_turns_as_fit(
     turns = exchanges(count, system=system)
     head = 1 if system else 0
     unlimited = encoder(tokenizer, 100_000, name=name)
-    lengths = [len(unlimited.encode(turns[: head + 2 * kept]).ids) for kept in range(1, count + 1)]
+    lengths = [len(unlimited.encode(turns[: head + 2 * kept])[0].ids) for kept in range(1, count + 1)]
     fitting = sum(length <= limit for length in lengths)
     if not fitting:
         with pytest.raises(DroppedError, match=TOO_LONG):
             encoder(tokenizer, limit, name=name).encode(turns)
         return
-    encoded = encoder(tokenizer, limit, name=name).encode(turns)
-    assert np.array_equal(encoded.ids, unlimited.encode(turns[: head + 2 * fitting]).ids)
+    (encoded,) = encoder(tokenizer, limit, name=name).encode(turns)
+    assert np.array_equal(encoded.ids, unlimited.encode(turns[: head + 2 * fitting])[0].ids)
     assert encoded.truncated is (fitting < count)
 
 
 def test_a_conversation_of_exactly_the_limit_is_kept_whole(tokenizer: Any) -> None:
     turns = exchanges(3)
-    length = len(encoder(tokenizer, 100_000).encode(turns).ids)
-    assert not encoder(tokenizer, length).encode(turns).truncated
-    assert encoder(tokenizer, length - 1).encode(turns).truncated
+    length = len(encoder(tokenizer, 100_000).encode(turns)[0].ids)
+    assert not encoder(tokenizer, length).encode(turns)[0].truncated
+    assert encoder(tokenizer, length - 1).encode(turns)[0].truncated
 
 
 def test_masked_history_after_a_cut_trains_on_the_last_answer_that_is_left(tokenizer: Any) -> None:
     turns = exchanges(3, words=1)
-    two = len(encoder(tokenizer, 100_000).encode(turns[:4]).ids)
-    encoded = encoder(tokenizer, two, mask_history=True).encode(turns)
+    two = len(encoder(tokenizer, 100_000).encode(turns[:4])[0].ids)
+    (encoded,) = encoder(tokenizer, two, mask_history=True).encode(turns)
     assert tokenizer.decode(encoded.ids[encoded.trained]) == "answer 1 <|im_end|>"
 
 
 @pytest.mark.parametrize("options", [{}, {"train_on_prompt": True}, {"mask_history": True}])
 def test_the_first_token_is_never_trained(tokenizer: Any, options: dict[str, bool]) -> None:
-    encoded = encoder(tokenizer, 1000, **options).encode(exchanges(2))
+    (encoded,) = encoder(tokenizer, 1000, **options).encode(exchanges(2))
     assert not encoded.trained[0]
     assert encoded.trained.any()
+
+
+def thinking_encoder(tokenizer: Any, max_length: int = 100_000, **options: Any) -> ConversationEncoder:
+    last_answer = options.pop("last_answer", False)
+    return ConversationEncoder(tokenizer, THINKS, TemplateSpec(**options), max_length, last_answer=last_answer)
+
+
+def trained(tokenizer: Any, encoded: list[Any]) -> list[str]:
+    return [tokenizer.decode(sample.ids[sample.trained]) for sample in encoded]
+
+
+def test_tools_thoughts_and_calls_are_encoded_as_served(tokenizer: Any) -> None:
+    encoded = thinking_encoder(tokenizer).encode(SEVERAL_CALLS, TOOLS)
+    for sample, count in zip(encoded, (10, 8, 3), strict=True):  # up to the end, the call without a thought, the first
+        text = tokenizer.apply_chat_template(
+            plain_messages(SEVERAL_CALLS[:count]),
+            tools=plain_tools(TOOLS),
+            chat_template=THINKS.jinja(),
+            tokenize=False,
+        )
+        assert tokenizer.decode(sample.ids) == text
+
+
+def test_each_answer_is_trained_once_in_the_text_that_it_was_given_in(tokenizer: Any) -> None:
+    encoded = thinking_encoder(tokenizer).encode(THOUGHT)
+    assert trained(tokenizer, encoded) == [
+        "<think>\ntwo\n</think>\n\nd<|im_end|>",
+        "<think>\none\n</think>\n\nb<|im_end|>",
+    ]
+    for sample, count in zip(encoded, (4, 2), strict=True):
+        served = tokenizer.apply_chat_template(
+            plain_messages(THOUGHT[:count]), chat_template=THINKS.jinja(), return_dict=False
+        )
+        assert sample.ids.tolist() == list(served)
+
+
+def test_preserved_thoughts_are_trained_in_one_text(tokenizer: Any) -> None:
+    encoded = thinking_encoder(tokenizer, thinking="preserved").encode(THOUGHT)
+    assert trained(tokenizer, encoded) == ["<think>\none\n</think>\n\nb<|im_end|><think>\ntwo\n</think>\n\nd<|im_end|>"]
+
+
+def test_trained_prompts_and_masked_history_take_the_whole_conversation_alone(tokenizer: Any) -> None:
+    (prompts,) = thinking_encoder(tokenizer, train_on_prompt=True).encode(THOUGHT)
+    assert prompts.trained[1:-1].all()
+    last = thinking_encoder(tokenizer, mask_history=True).encode(THOUGHT)
+    assert trained(tokenizer, last) == ["<think>\ntwo\n</think>\n\nd<|im_end|>"]
+
+
+def test_masked_history_keeps_the_calls_of_the_last_turn_and_a_judged_answer_stands_alone(tokenizer: Any) -> None:
+    calls = [Message("user", "Hi"), Message("assistant", "Hello!"), *ONE_CALL]
+    history = trained(tokenizer, thinking_encoder(tokenizer, mask_history=True).encode(calls, TOOLS))
+    assert "It is clear." in history[0]
+    assert "get_weather" in history[1]
+    assert "Hello!" not in "".join(history)
+    alone = trained(tokenizer, thinking_encoder(tokenizer, last_answer=True).encode(calls, TOOLS))
+    assert alone == ["<think>\n\n</think>\n\nIt is clear.<|im_end|>"]
+
+
+def test_a_turn_is_cut_with_its_calls_and_results(tokenizer: Any) -> None:
+    turns = [Message("user", "Hi"), Message("assistant", "Hello!"), *ONE_CALL]
+    options = {"thinking": "preserved"}
+    (whole,) = thinking_encoder(tokenizer, **options).encode(turns)
+    (first,) = thinking_encoder(tokenizer, **options).encode(turns[:2])
+    (cut,) = thinking_encoder(tokenizer, len(whole.ids) - 1, **options).encode(turns)
+    assert np.array_equal(cut.ids, first.ids)
+    assert cut.truncated
+    with pytest.raises(DroppedError, match=TOO_LONG):
+        thinking_encoder(tokenizer, len(first.ids) - 1, **options).encode(turns)
+
+
+def test_an_earlier_answer_whose_thought_makes_it_too_long_is_left_out_and_told(tokenizer: Any) -> None:
+    turns = [Message("user", "a"), Message("assistant", "b", thought="long " * 50), *THOUGHT[2:]]
+    whole, earlier = thinking_encoder(tokenizer).encode(turns)
+    assert len(earlier.ids) > len(whole.ids)
+    (kept,) = thinking_encoder(tokenizer, len(whole.ids)).encode(turns)
+    assert np.array_equal(kept.ids, whole.ids)
+    assert kept.truncated
+
+
+@settings(max_examples=40, deadline=None)
+@given(messages=any_conversation(), thinking=st.sampled_from(["auto", "enabled", "disabled", "preserved"]))
+def test_any_conversation_with_tools_decodes_to_its_text_and_trains_every_answer_once(
+    tokenizer: Any, messages: list[Message], thinking: Any
+) -> None:
+    renderings = THINKS.renderings(messages, TOOLS, thinking=thinking)
+    encoded = thinking_encoder(tokenizer, thinking=thinking).encode(messages, TOOLS)
+    assert [tokenizer.decode(sample.ids) for sample in encoded] == [
+        "".join(segment.text for segment in rendering) for rendering in renderings
+    ]
+    answers = sum(message.role == "assistant" for message in messages)
+    numbers = [{segment.answer for segment in rendering if segment.trained} for rendering in renderings]
+    assert sorted(number for found in numbers for number in found) == list(range(answers))
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert sum(int((sample.ids[sample.trained] == end).sum()) for sample in encoded) == answers
 
 
 @pytest.fixture(scope="module")

@@ -373,7 +373,7 @@ def test_a_cache_that_fills_up_leaves_nothing_behind(job: TrainerConfig, monkeyp
 
 
 @pytest.mark.parametrize(
-    "fields", [{"template": TemplateSpec(thinking="enabled")}, {"model": ResolvedModel(uri="s3://bucket/model")}]
+    "fields", [{"template": TemplateSpec(ref="mine")}, {"model": ResolvedModel(uri="s3://bucket/model")}]
 )
 def test_what_is_not_supported_yet_is_refused(job: TrainerConfig, fields: dict[str, Any]) -> None:
     assert "not supported yet" in refused(edited(job, **fields), ExitCode.CONFIG_INVALID)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.messages import Message, ToolCall
+from finetune_trainer.messages import Message
 from finetune_trainer.templates import FAMILIES
-from finetune_trainer.templates.declared import DeclaredTemplate, Thinking
+from finetune_trainer.templates.declared import DeclaredTemplate
 from finetune_trainer.templates.plain import plain_messages, plain_tools
+from finetune_trainer.templates.template import Thinking
 from finetune_trainer.tokenizer import load_tokenizer
 from formats import (
     CALLS_IN_THE_HEADER,
@@ -22,18 +22,22 @@ from formats import (
     ONE_CALL,
     OPENS_THE_THOUGHT,
     OWN,
+    PLAIN,
     SEVERAL_CALLS,
     THINKS,
+    THOUGHT,
     TOOLS,
     TOOLS_BEFORE_THE_LAST,
     WEATHER,
+    any_conversation,
+    may_think,
+    thoughtless,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 DECLARED = {**FAMILIES, **FORMATS}
 THINKINGS: tuple[Thinking, ...] = get_args(Thinking)
-PLAIN = [Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "And?"), Message("assistant", "No.")]
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +79,6 @@ def answers_of(segments: Any) -> list[str]:
         if segment.answer is not None:
             found[segment.answer] = found.get(segment.answer, "") + segment.text
     return [found[number] for number in sorted(found)]
-
-
-def thoughtless(messages: list[Message]) -> list[Message]:
-    return [dataclasses.replace(message, thought=None) for message in messages]
-
-
-def may_think(template: DeclaredTemplate, thinking: Thinking) -> bool:
-    return thinking == "disabled" or (template.thinks and (template.thinks_by_default or thinking != "auto"))
 
 
 def conversations(template: DeclaredTemplate, thinking: Thinking) -> list[tuple[list[Message], list[dict[str, Any]]]]:
@@ -152,14 +148,6 @@ def test_a_thinking_format_with_tools_renders_as_qwen3_does() -> None:
         "<|im_start|>user\n<tool_response>\nstill clear\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n<think>\nDone.\n</think>\n\nClear, and 3.<|im_end|>\n"
     )
-
-
-THOUGHT = [
-    Message("user", "a"),
-    Message("assistant", "b", thought="one"),
-    Message("user", "c"),
-    Message("assistant", "d", thought="two"),
-]
 
 
 @pytest.mark.parametrize(
@@ -283,31 +271,6 @@ def test_own_jinja_is_trained_by_its_marks() -> None:
     assert text_of(segments) == "system:Be.user:HiA:Hello!<|im_end|>user:And?A:No.<|im_end|>"
     assert answers_of(segments) == ["Hello!<|im_end|>", "No.<|im_end|>"]
     assert [segment.turn for segment in segments if segment.text in ("Be.", "Hi", "And?")] == [0, 0, 1]
-
-
-TEXTS = st.one_of(
-    st.sampled_from(["<|im_end|>", "</think>", "<think>", "{{content}}", "{#text#}", "﷐", "\n", " x ", '"\\']),
-    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12),
-)
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXTS,
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
-    max_leaves=4,
-)
-CALLS = st.builds(ToolCall, st.sampled_from(["get_weather", "add"]), st.dictionaries(TEXTS, VALUES, max_size=2))
-
-
-@st.composite
-def any_conversation(draw: st.DrawFn) -> list[Message]:
-    messages = [Message("system", draw(TEXTS))] if draw(st.booleans()) else []
-    for _ in range(draw(st.integers(1, 3))):
-        messages.append(Message("user", draw(TEXTS)))
-        for _ in range(draw(st.integers(0, 2))):
-            calls = tuple(draw(st.lists(CALLS, min_size=1, max_size=2)))
-            messages.append(Message("assistant", draw(TEXTS), draw(st.none() | TEXTS), calls))
-            messages += [Message("tool", draw(TEXTS)) for _ in calls]
-        messages.append(Message("assistant", draw(TEXTS), draw(st.none() | TEXTS)))
-    return messages
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,11 +11,12 @@ from finetune_api.training import TemplateSpec
 from finetune_trainer.encode import ConversationEncoder
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
-from finetune_trainer.templates import FAMILIES, AutoTemplate, Template, find_template, resolve_template
+from finetune_trainer.templates import FAMILIES, Template, find_template, resolve_template
+from finetune_trainer.templates.auto import AutoTemplate
 from finetune_trainer.tokenizer import load_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import CHAT_TEMPLATE, DEFAULT_SYSTEM, make_tiny_model
+from tiny_model import DEFAULT_SYSTEM
 
 CONVERSATIONS = {
     "one exchange": ["Hi", "Hello!"],
@@ -77,7 +78,7 @@ def test_tokens_are_those_of_the_exported_jinja_and_the_answers_are_trained(
 ) -> None:
     template = resolve_template(TemplateSpec(name=name), tokenizer)
     conversation = messages(texts)
-    encoded = encoder(tokenizer, template, name=name, system=system).encode(conversation)
+    (encoded,) = encoder(tokenizer, template, name=name, system=system).encode(conversation)
     assert encoded.ids.tolist() == served(tokenizer, template, conversation, system)
     answers = [message.content for message in conversation if message.role == "assistant"]
     assert trained_texts(tokenizer, encoded) == [f"{answer}<|im_end|>" for answer in answers]
@@ -95,7 +96,7 @@ def test_tokens_are_those_of_the_exported_jinja_and_the_answers_are_trained(
 def test_any_text_is_encoded_as_served_and_its_answers_are_trained(tokenizer: Any, texts: list[str], name: str) -> None:
     template = resolve_template(TemplateSpec(name=name), tokenizer)
     conversation = messages(texts)
-    encoded = encoder(tokenizer, template, name=name).encode(conversation)
+    (encoded,) = encoder(tokenizer, template, name=name).encode(conversation)
     assert encoded.ids.tolist() == served(tokenizer, template, conversation)
     text = tokenizer.decode(encoded.ids[encoded.trained])
     assert text == "".join(f"{answer}<|im_end|>" for answer in texts[1::2])
@@ -105,7 +106,7 @@ def test_any_text_is_encoded_as_served_and_its_answers_are_trained(tokenizer: An
 def test_a_special_token_that_a_person_wrote_stays_text(tokenizer: Any, name: str) -> None:
     template = resolve_template(TemplateSpec(name=name), tokenizer)
     conversation = messages(["Say <|im_end|>", "<|im_end|>\n<|im_start|>user\nNo", "<|im_start|>", "Yes"])
-    encoded = encoder(tokenizer, template, name=name).encode(conversation)
+    (encoded,) = encoder(tokenizer, template, name=name).encode(conversation)
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     ids = encoded.ids.tolist()
     turns = 5 if name == "auto" else 4  # auto's template writes a system message
@@ -118,14 +119,14 @@ def test_a_special_token_that_a_person_wrote_stays_text(tokenizer: Any, name: st
 
 def test_the_defaults_of_qwen_and_of_the_tokenizer_are_written(tokenizer: Any) -> None:
     conversation = messages(["Hi", "Hello!"])
-    qwen = encoder(tokenizer, FAMILIES["qwen"]).encode(conversation)
+    (qwen,) = encoder(tokenizer, FAMILIES["qwen"]).encode(conversation)
     assert tokenizer.decode(qwen.ids) == (
         "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
     )
-    auto = encoder(tokenizer, AutoTemplate(tokenizer)).encode(conversation)
+    (auto,) = encoder(tokenizer, AutoTemplate(tokenizer)).encode(conversation)
     assert DEFAULT_SYSTEM in tokenizer.decode(auto.ids)
-    bare = encoder(tokenizer, FAMILIES["qwen"], system="").encode(conversation)
+    (bare,) = encoder(tokenizer, FAMILIES["qwen"], system="").encode(conversation)
     assert tokenizer.decode(bare.ids).startswith("<|im_start|>user")
 
 
@@ -133,7 +134,7 @@ def test_the_defaults_of_qwen_and_of_the_tokenizer_are_written(tokenizer: Any) -
 def test_a_generation_prompt_ends_where_training_begins(tokenizer: Any, name: str) -> None:
     template = resolve_template(TemplateSpec(name=name), tokenizer)
     conversation = messages(["Hi", "Hello!"])
-    encoded = encoder(tokenizer, template, name=name).encode(conversation)
+    (encoded,) = encoder(tokenizer, template, name=name).encode(conversation)
     prompt = tokenizer.apply_chat_template(
         plain(conversation[:1]), chat_template=template.jinja(), add_generation_prompt=True, return_dict=False
     )
@@ -142,104 +143,16 @@ def test_a_generation_prompt_ends_where_training_begins(tokenizer: Any, name: st
 
 
 def test_train_on_prompt_trains_all_but_what_follows_the_last_answer(tokenizer: Any) -> None:
-    encoded = encoder(tokenizer, FAMILIES["chatml"], train_on_prompt=True).encode(messages(["Hi", "Hello!", "a", "b"]))
+    (encoded,) = encoder(tokenizer, FAMILIES["chatml"], train_on_prompt=True).encode(
+        messages(["Hi", "Hello!", "a", "b"])
+    )
     untrained = [i for i, trained in enumerate(encoded.trained) if not trained]
     assert untrained == [0, len(encoded.ids) - 1]
 
 
 def test_mask_history_trains_on_the_last_answer_alone(tokenizer: Any) -> None:
-    encoded = encoder(tokenizer, FAMILIES["chatml"], mask_history=True).encode(messages(["Hi", "Hello!", "a", "b"]))
+    (encoded,) = encoder(tokenizer, FAMILIES["chatml"], mask_history=True).encode(messages(["Hi", "Hello!", "a", "b"]))
     assert trained_texts(tokenizer, encoded) == ["b<|im_end|>"]
-
-
-def auto(tokenizer: Any, jinja: str) -> AutoTemplate:
-    tokenizer.chat_template = jinja
-    return AutoTemplate(tokenizer)
-
-
-@pytest.fixture
-def other(tiny: Path) -> Any:
-    """A tokenizer that a test may give another template."""
-    return load_tokenizer(tiny, trust_remote_code=False)
-
-
-TRIMS = CHAT_TEMPLATE.replace("message['content']", "message['content'] | trim")
-ENDS_THE_TEXT = CHAT_TEMPLATE.replace("{% endif %}", "{% else %}{{ '<|endoftext|>' }}{% endif %}").replace(
-    # The first endif closes the default system message.
-    "{% else %}{{ '<|endoftext|>' }}{% endif %}",
-    "{% endif %}",
-    1,
-)
-THINKS_LAST = CHAT_TEMPLATE.replace(
-    "+ message['content']",
-    "+ ('<think></think>' if loop.last and message['role'] == 'assistant' else '') + message['content']",
-)
-
-
-@pytest.mark.parametrize(
-    ("jinja", "expected"),
-    [
-        (TRIMS, ["one<|im_end|>", "two<|im_end|>"]),
-        (ENDS_THE_TEXT, [" one <|im_end|>", "two<|im_end|>"]),
-        (THINKS_LAST, [" one <|im_end|>", "<think></think>two<|im_end|>"]),
-    ],
-    ids=["trims messages", "ends the text", "writes the last answer differently"],
-)
-def test_auto_finds_the_answers_of_templates_with_ways_of_their_own(
-    other: Any, jinja: str, expected: list[str]
-) -> None:
-    conversation = messages(["Hi", " one ", "Ho ", "two"])
-    template = auto(other, jinja)
-    encoded = encoder(other, template).encode(conversation)
-    assert trained_texts(other, encoded) == expected
-    assert encoded.ids.tolist() == served(other, template, conversation)
-
-
-def test_auto_refuses_a_template_that_rewrites_earlier_turns(other: Any) -> None:
-    rewrites = CHAT_TEMPLATE.replace(
-        "message['content']", "(message['content'] if loop.last or message['role'] != 'assistant' else '(cut)')"
-    )
-    template = auto(other, rewrites)
-    with pytest.raises(TrainerError, match=r"rewrites .* name a built-in template") as failure:
-        encoder(other, template).encode(messages(["Hi", "one", "Ho", "two"]))
-    assert failure.value.exit_code is ExitCode.TEMPLATE_INVALID
-
-
-GENERATION = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}<|im_start|>assistant\n"
-    "{% generation %}{{ message['content'] | upper }}END{% endgeneration %}<|im_end|>\n"
-    "{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def test_auto_takes_the_spans_that_the_jinja_marks_where_it_cannot_find_them(other: Any) -> None:
-    encoded = encoder(other, auto(other, GENERATION)).encode(messages(["Hi", "one", "Ho", "two"]))
-    assert trained_texts(other, encoded) == ["ONEEND<|im_end|>", "TWOEND<|im_end|>"]
-
-
-def test_auto_refuses_a_template_without_an_end_of_turn(other: Any) -> None:
-    endless = (
-        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    )
-    with pytest.raises(TrainerError, match="would never stop"):
-        auto(other, endless)
-
-
-def test_auto_passes_on_what_the_template_refuses(other: Any) -> None:
-    template = auto(
-        other, "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
-    )
-    with pytest.raises(TrainerError, match="refuses a conversation: no system"):
-        encoder(other, template).encode(messages(["system:Be brief.", "a", "b"]))
-
-
-def test_auto_needs_a_template(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(make_tiny_model(tmp_path, chat_template=False), trust_remote_code=False)
-    with pytest.raises(TrainerError, match=r"this model has none .* name a template, such as chatml") as failure:
-        resolve_template(TemplateSpec(), tokenizer)
-    assert failure.value.exit_code is ExitCode.TEMPLATE_INVALID
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_and_all() -> None:
@@ -247,6 +160,13 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all() -> None:
         find_template("qwne")
     with pytest.raises(TrainerError, match="no template 'zzz'; known: auto, chatml"):
         find_template("zzz")
+
+
+@pytest.mark.parametrize("thinking", ["enabled", "preserved"])
+def test_thinking_is_refused_of_a_format_that_has_no_thoughts(tokenizer: Any, thinking: Any) -> None:
+    with pytest.raises(TrainerError, match=r"template\.thinking: template chatml has no chains of thought") as failure:
+        resolve_template(TemplateSpec(name="chatml", thinking=thinking), tokenizer)
+    assert failure.value.exit_code is ExitCode.TEMPLATE_INVALID
 
 
 @pytest.mark.parametrize("name", ["auto", *FAMILIES])

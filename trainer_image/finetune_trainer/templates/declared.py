@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from finetune_api.failures import ExitCode
 
@@ -13,9 +13,9 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
 from finetune_trainer.templates.marks import Segment, render, render_segments, unmarked
 from finetune_trainer.templates.plain import plain_messages, plain_tools
+from finetune_trainer.templates.served import Given, as_given, last_answer
+from finetune_trainer.templates.template import Thinking
 from finetune_trainer.templates.tool_formats import quote
-
-Thinking = Literal["auto", "enabled", "disabled", "preserved"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +60,35 @@ class DeclaredTemplate:
         default_system: str | None = None,
         thinking: Thinking = "auto",
     ) -> list[Segment]:
-        """Render a conversation.
-
-        Args:
-            messages: optional system, then user and assistant in turn, tools' results behind the calls.
-            tools: functions that may be called.
-            default_system: used where the conversation has no system message; None means the template's own.
-            thinking: the job's ``template.thinking``.
-
-        Raises:
-            TrainerError: TEMPLATE_INVALID where the format cannot hold the conversation.
-        """
+        """As :meth:`Template.segments <finetune_trainer.templates.template.Template.segments>`."""
         self._check(messages, tools, thinking)
         return render_segments(
             self._source(default_system, thinking), _variables(messages, tools, thinking), name=self.name
         )
+
+    def renderings(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        first: int = 0,
+        default_system: str | None = None,
+        thinking: Thinking = "auto",
+    ) -> list[list[Segment]]:
+        """As :meth:`Template.renderings <finetune_trainer.templates.template.Template.renderings>`."""
+
+        def render(part: Sequence[Message]) -> Given:
+            return last_answer(self.segments(part, tools, default_system=default_system, thinking=thinking))
+
+        if self.rewrites:
+            return as_given(messages, first, render)
+        whole = self.segments(messages, tools, default_system=default_system, thinking=thinking)
+        return [
+            [
+                dataclasses.replace(part, answer=None) if part.answer is not None and part.answer < first else part
+                for part in whole
+            ]
+        ]
 
     def prompt(
         self,
@@ -84,11 +98,7 @@ class DeclaredTemplate:
         default_system: str | None = None,
         thinking: Thinking = "auto",
     ) -> str:
-        """The text that the model is asked with, to answer ``messages``.
-
-        Raises:
-            TrainerError: as :meth:`segments`.
-        """
+        """As :meth:`Template.prompt <finetune_trainer.templates.template.Template.prompt>`."""
         self._check(messages, tools, thinking)
         variables = _variables(messages, tools, thinking) | {"add_generation_prompt": True}
         return render(self.jinja(default_system, thinking), variables, name=self.name)
