@@ -96,7 +96,9 @@ TOOLS: dict[str, tuple[Message, ...]] = {
         Message(
             "assistant",
             "",
-            calls=(ToolCall("book", {"size": "large", "paid": True, "note": None, "guests": ["Ada", "Ümit"], "nights": 2}),),
+            calls=(
+                ToolCall("book", {"size": "large", "paid": True, "note": None, "guests": ["Ada", "Ümit"], "nights": 2}),
+            ),
         ),
         SUN,
         TELLS,
@@ -104,7 +106,14 @@ TOOLS: dict[str, tuple[Message, ...]] = {
     "calls in turn": (ASKS, CALLS, SUN, Message("assistant", "", calls=(UTC,)), RAIN, TELLS),
 }
 PARALLEL: dict[str, tuple[Message, ...]] = {
-    "calls at once": (ASKS, Message("assistant", "", calls=(ZURICH, LIMA, UTC)), SUN, RAIN, said("tool", "12:00"), TELLS),
+    "calls at once": (
+        ASKS,
+        Message("assistant", "", calls=(ZURICH, LIMA, UTC)),
+        SUN,
+        RAIN,
+        said("tool", "12:00"),
+        TELLS,
+    ),
 }
 THOUGHTS: dict[str, tuple[Message, ...]] = {
     "thought": (HELLO, said("assistant", "Hi.", "They greet me.\n\nI greet back.")),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-_UNENDED = {
-    pattern: "The published format leaves the end of an answer to the model; it cannot be learnt but from data with it."
-    for pattern in ("text of *", "prompt of *turns", "prompt of space around")
-}
+_UNENDED = dict.fromkeys(
+    ("text of *", "prompt of *turns", "prompt of space around"),
+    "The published format leaves the end of an answer to the model; it cannot be learnt but from data with it.",
+)
 _NEXT = {
     "text of *": "The word that opens the next turn ends an answer; the last one has it too, or it would not be learnt."
 }
@@ -17,33 +17,42 @@ _MISTRAL_V3 = {
     "text of *system*": _LAST_SYSTEM,
     "text of space around": _LAST_SYSTEM,
     "text of call with text": _LAST_SYSTEM,
-    "* of quotes in tools": "The published template puts a description's quotes into JSON as they are, which breaks it; "
-    "mistral-common writes JSON.",
+    "* of quotes in tools": "The published template puts a description's quotes into JSON as they are, which breaks "
+    "it; mistral-common writes JSON.",
 }
-_NO_MISTRAL = {
-    pattern: "The published default names Mistral Small 3 and a day; a tuned model has the job's system message or none."
-    for pattern in (
+_NO_MISTRAL = dict.fromkeys(
+    (
         *("* of one turn", "* of turns", "* of lines"),
-        *("* of tools unused", "* of quotes in tools", "* of call", "* of call last", "* of calls *", "* of rich tools"),
-    )
-}
+        *(
+            "* of tools unused",
+            "* of quotes in tools",
+            "* of call",
+            "* of call last",
+            "* of calls *",
+            "* of rich tools",
+        ),
+    ),
+    "The published default names Mistral Small 3 and a day; a tuned model has the job's system message or none.",
+)
 _R1 = (
     "The published template is for prompts: it leaves out the thought of the last answer too. Ours has it, and closes "
     "the thought that the prompt has opened where there is none."
 )
 _NO_LAST = "The published template is for prompts: it leaves out the thought of the turn that is being answered."
-_ONE_CALL = {"* of calls at once": "The published template drops all calls but the first; ours refuses the answer."}
-_NO_CALLS = {
-    pattern: "The published template writes no calls but those in the text; ours writes them as the model card says."
-    for pattern in ("* of call", "text of call last", "* of call with text", "* of calls *", "* of rich tools")
+_ONE_CALL = {
+    "* of calls at once": "The published template drops all calls but the first; ours refuses the answer.",
+    "text of thought and call": "The published template drops a thought that led to a call where the last answer "
+    "stands, whose prompt had it.",
 }
+_NO_CALLS = dict.fromkeys(
+    ("* of call", "text of call last", "* of call with text", "* of calls *", "* of rich tools"),
+    "The published template writes no calls but those in the text; ours writes them as the model card says.",
+)
 _BEGINS_NEXT = "fschat's text begins the next turn, which does not follow."
 _STRIPS = "fschat leaves the white space around messages, which Meta's chat_completion strips."
 _R1_CALLS = "The published template forgets to end the turn of a single call, and writes a header before a second one."
 _NO_SYSTEM = "The published template refuses or loses a system message; ours puts it before the first user's text."
-_SYSTEM = {
-    pattern: _NO_SYSTEM for pattern in ("* of system", "* of system and turns", "* of space around")
-}
+_SYSTEM = dict.fromkeys(("* of system", "* of system and turns", "* of space around"), _NO_SYSTEM)
 
 MEANT: dict[tuple[str, str], dict[str, str]] = {
     ("deepseek3", "deepseek_v3"): {
@@ -101,7 +110,11 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
         "prompt of system": "The published template loses a system message; ours puts it before the first round.",
     },
     ("chatglm3", "ChatGLM3"): _NEXT,
-    ("glm4", "ChatGLM4"): _NEXT,
+    ("glm4", "ChatGLM4"): {
+        **_NEXT,
+        "prompt of *": "This copy's prompt goes on behind the header with a line's end; the model's own code does not, "
+        "as a call's name follows there.",
+    },
     ("glm_edge", "GLMEdge"): {
         "text of *": "The published template ends every text with the header of an answer, asked for or not; ours ends "
         "the last answer as the others are ended."
@@ -115,56 +128,56 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
     ("falcon", "template_falcon_180b"): _UNENDED,
     ("ling", "inclusionAI/Ling-lite"): _UNENDED,
     ("llava", "llava"): {
-        **{pattern: "The published template puts a space where LLaVA's training put the end." for pattern in _UNENDED},
+        **dict.fromkeys(_UNENDED, "The published template puts a space where LLaVA's training put the end."),
     },
-    ("metharme", "metharme"): {
-        pattern: "The published template ends the last answer alone; ours ends each." for pattern in ("* of *turns", "* of space around")
-    },
+    ("metharme", "metharme"): dict.fromkeys(
+        ("* of *turns", "* of space around"), "The published template ends the last answer alone; ours ends each."
+    ),
     ("minicpm", "MiniCPM-3B-OpenHermes-2.5-v2-GGUF"): _UNENDED,
     ("teleflm", "template_teleflm"): _UNENDED,
-    ("yi", "Yi-34b-chat"): {
-        pattern: "fschat has no slot for Yi's system message; it is ChatML's."
-        for pattern in ("* of system", "* of system and turns", "* of space around")
-    },
+    ("yi", "Yi-34b-chat"): dict.fromkeys(
+        ("* of system", "* of system and turns", "* of space around"),
+        "fschat has no slot for Yi's system message; it is ChatML's.",
+    ),
     ("yuan", "yuan2"): {
         "prompt of space around": "As of several turns.",
         "text of *": "fschat's text is a prompt; it ends no answer.",
-        "prompt of *turns": "fschat joins the turns of a history with <n> and has no end of an answer in it; ours ends it "
-        "as it was trained.",
+        "prompt of *turns": "fschat joins the turns of a history with <n> and has no end of an answer in it; ours ends "
+        "it as it was trained.",
     },
-    ("zephyr", "zephyr"): {
-        pattern: "fschat writes an empty system message; the model's own template writes none."
-        for pattern in ("* of one turn", "* of turns", "* of lines")
-    },
+    ("zephyr", "zephyr"): dict.fromkeys(
+        ("* of one turn", "* of turns", "* of lines"),
+        "fschat writes an empty system message; the model's own template writes none.",
+    ),
     ("gpt_oss", "openai-gpt-oss-120b"): _ONE_CALL,
     ("gpt_oss", "gptoss"): _ONE_CALL,
     ("granite3_3", "ibm-granite-granite-3.3-2B-Instruct"): _NO_CALLS,
     ("lfm2", "LFM2-8B-A1B"): _NO_CALLS,
     ("lfm2", "lfm2"): _NO_CALLS,
-    ("exaone4", "exaone4"): {
-        pattern: "The published template drops the thought before a call."
-        for pattern in ("text of thought and call", "prompt of thought and call", "thinking prompt of thought and call")
-    },
+    ("exaone4", "exaone4"): dict.fromkeys(
+        ("text of thought and call", "prompt of thought and call", "thinking prompt of thought and call"),
+        "The published template drops the thought before a call.",
+    ),
     ("qwq", "Qwen-QwQ-32B"): {
-        **{
-            pattern: "Ours closes the thought that the prompt has opened where an answer has none."
-            for pattern in ("text of [!t]*", "text of turns", "text of tools *", "text of thought in history")
-        },
+        **dict.fromkeys(
+            ("text of [!t]*", "text of turns", "text of tools *", "text of thought in history"),
+            "Ours closes the thought that the prompt has opened where an answer has none.",
+        ),
         "* of thought and call": "The published template drops the thought before a call that is answered.",
     },
     ("kimi_k2", "Kimi-K2-Instruct"): {
-        **{
-            pattern: "The published template has a line's end behind its default system message alone; "
-            "Kimi-K2-Thinking's has none."
-            for pattern in (
+        **dict.fromkeys(
+            (
                 *("* of one turn", "* of turns", "* of lines", "* of tools unused", "* of quotes in tools"),
                 "prompt of call last",
-            )
-        },
-        **{
-            pattern: "The published template appends to a list, which the sandbox of transformers refuses."
-            for pattern in ("* of call", "text of call last", "* of call with text", "* of rich tools", "* of calls *")
-        },
+            ),
+            "The published template has a line's end behind its default system message alone; "
+            "Kimi-K2-Thinking's has none.",
+        ),
+        **dict.fromkeys(
+            ("* of call", "text of call last", "* of call with text", "* of rich tools", "* of calls *"),
+            "The published template appends to a list, which the sandbox of transformers refuses.",
+        ),
     },
     ("llama2", "llama-2"): {
         "text of *": _BEGINS_NEXT,
@@ -173,17 +186,17 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
     ("llama2_zh", "chinese-alpaca2"): {
         "text of *": _BEGINS_NEXT,
         "prompt of space around": _STRIPS,
-        **{
-            pattern: "fschat appends a wish of its own to the default system message of Chinese-Alpaca-2."
-            for pattern in ("prompt of one turn", "prompt of turns", "prompt of lines")
-        },
+        **dict.fromkeys(
+            ("prompt of one turn", "prompt of turns", "prompt of lines"),
+            "fschat appends a wish of its own to the default system message of Chinese-Alpaca-2.",
+        ),
     },
     ("alpaca", "alpaca"): {
         "text of *": "Ours has the blank line between turns behind the last answer too; it is not trained.",
-        **{
-            pattern: "Stanford's own training has this default system message."
-            for pattern in ("prompt of one turn", "prompt of turns", "prompt of lines")
-        },
+        **dict.fromkeys(
+            ("prompt of one turn", "prompt of turns", "prompt of lines"),
+            "Stanford's own training has this default system message.",
+        ),
     },
 }
 """By family and name of the source: the reason by a pattern for the names of the cases, all of which must differ."""

@@ -70,16 +70,23 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "qwen3_6": (Source("trl", "qwen3_6", ALL, thinking="enable_thinking"),),
     "qwen2_vl": (Source("trl", "qwen2_5_vl"), Source("axolotl", "qwen2_vl")),
     "deepseek": (Source("llama.cpp", "DeepSeek-V2", **_DEEPSEEK),),
-    "deepseek3": (
-        Source("axolotl", "deepseek_v3", TOOLS, form=Form(arguments="text", nothing=None), **_DEEPSEEK),
-    ),
+    "deepseek3": (Source("axolotl", "deepseek_v3", TOOLS, form=Form(arguments="text", nothing=None), **_DEEPSEEK),),
     "deepseekr1": (
         Source("trl", "deepseek_r1_distill", ALL, form=Form("text", None, _THINK), **_DEEPSEEK),
-        Source("llama.cpp", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B", ALL, form=Form("text", None, _THINK), **_DEEPSEEK),
+        Source(
+            "llama.cpp", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B", ALL, form=Form("text", None, _THINK), **_DEEPSEEK
+        ),
         Source("trl", "deepseekv3", ALL, form=Form("text", None, _THINK), **_DEEPSEEK),
     ),
     "deepseek3_1": (
-        Source("llama.cpp", "deepseek-ai-DeepSeek-V3.1", ALL, form=Form(thought="<think>{thought}</think>"), thinking="thinking", **_DEEPSEEK),
+        Source(
+            "llama.cpp",
+            "deepseek-ai-DeepSeek-V3.1",
+            ALL,
+            form=Form(thought="<think>{thought}</think>"),
+            thinking="thinking",
+            **_DEEPSEEK,
+        ),
     ),
     "deepseekcoder": (Source("llama.cpp", "deepseek-ai/deepseek-coder-33b-instruct", bos="<｜begin▁of▁sentence｜>"),),
     "llama3": (Source("trl", "llama3", bos="<|begin_of_text|>"),),
@@ -160,7 +167,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "baichuan2": (Source("vllm", "template_baichuan"), Source("fschat", "baichuan2-chat")),
     "baichuan": (Source("fschat", "baichuan-chat"),),
     "internlm": (Source("fschat", "internlm-chat"),),
-    "internlm2": (Source("vllm", "tool_chat_template_internlm2_tool", **_S),),
+    "internlm2": (Source("vllm", "tool_chat_template_internlm2_tool", TOOLS, **_S),),
     "yi": (Source("fschat", "Yi-34b-chat"),),
     "minicpm": (Source("llama.cpp", "MiniCPM-3B-OpenHermes-2.5-v2-GGUF", adds_bos=True, **_S),),
     "teleflm": (Source("vllm", "template_teleflm"),),
@@ -173,7 +180,11 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         Source("trl", "gptoss", ALL, form=Form(thought="thinking")),
     ),
     "granite3_3": (Source("llama.cpp", "ibm-granite-granite-3.3-2B-Instruct", TOOLS),),
-    "qwq": (Source("llama.cpp", "Qwen-QwQ-32B", ALL, form=Form(thought=f"{_THINK}\n\n"), variables={"enable_thinking": True}),),
+    "qwq": (
+        Source(
+            "llama.cpp", "Qwen-QwQ-32B", ALL, form=Form(thought=f"{_THINK}\n\n"), variables={"enable_thinking": True}
+        ),
+    ),
     "qwen3_coder": (Source("llama.cpp", "Qwen3-Coder", TOOLS),),
     "cohere2": (Source("trl", "cohere2", bos="<BOS_TOKEN>"),),
     "exaone4": (Source("axolotl", "exaone4", ALL, thinking="enable_thinking", variables={"skip_think": False}),),

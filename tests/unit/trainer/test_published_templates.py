@@ -7,14 +7,15 @@ import fnmatch
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any, cast
 
 import pytest
 from conversations import GROUPS, declared
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
 from finetune_trainer.templates.families import FAMILIES
 from finetune_trainer.templates.plain import plain_messages, plain_tools
+from jinja2 import TemplateError
 from published_meant import MEANT
 from published_sources import SOURCES, Form, Source
 from published_templates import Published, published
@@ -119,16 +120,18 @@ def compared(family: str, number: int) -> tuple[set[str], dict[str, str]]:
         case = told(family, source, case)  # noqa: PLW2901
         try:
             wanted = theirs(format_, source, case)
-        except Exception as error:  # a template is a program; whatever it raises is its refusal
+        except (TemplateError, TypeError) as error:  # some add a text to nothing where they hold no such message
             wanted = f"refused: {error}"
         try:
             got = ours(family, source, case)
-        except Exception as error:
+        except (TemplateError, TrainerError) as error:
             got = {"both": f"refused: {error}"}
         for side, text in got.items():
             if text != wanted and not (text.startswith("refused") and wanted.startswith("refused")):
-                at = len(commonprefix([text, wanted]))
-                differing[case.name] = f"{side}: behind {wanted[max(0, at - 60) : at]!r}\n  theirs {wanted[at:]!r}\n  ours   {text[at:]!r}"
+                at = next(i for i in range(len(text) + 1) if text[: i + 1] != wanted[: i + 1])
+                differing[case.name] = (
+                    f"{side}: behind {wanted[max(0, at - 60) : at]!r}\n  theirs {wanted[at:]!r}\n  ours   {text[at:]!r}"
+                )
     return names, differing
 
 

@@ -30,9 +30,7 @@ from finetune_trainer.templates.families import (
 
 _KINS = (chatml, qwen, deepseek, llama, mistral, google, microsoft, glm, cohere, ibm, moonshot, openai, others, plain)
 
-FAMILIES: dict[str, DeclaredTemplate] = {
-    template.name: template for kin in _KINS for template in kin.FAMILIES
-}
+FAMILIES: dict[str, DeclaredTemplate] = {template.name: template for kin in _KINS for template in kin.FAMILIES}
 
 
 def find_template(name: str) -> DeclaredTemplate:

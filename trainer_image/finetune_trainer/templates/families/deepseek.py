@@ -50,7 +50,9 @@ _TOOLS_3_1 = ToolFormat(
     ),
     calls=SAID
     + fixed("<｜tool▁calls▁begin｜>")
-    + each_call(fixed("<｜tool▁call▁begin｜>") + NAME + fixed("<｜tool▁sep｜>") + _ARGUMENTS + fixed("<｜tool▁call▁end｜>"))
+    + each_call(
+        fixed("<｜tool▁call▁begin｜>") + NAME + fixed("<｜tool▁sep｜>") + _ARGUMENTS + fixed("<｜tool▁call▁end｜>")
+    )
     + fixed("<｜tool▁calls▁end｜>"),
     result=fixed("<｜tool▁output▁begin｜>") + RESULT + fixed("<｜tool▁output▁end｜>"),
 )

@@ -12,12 +12,17 @@ GLM4 = SlotTemplate(
     prefix="[gMASK]<sop>",
     system="<|system|>\n{{content}}",
     user="<|user|>\n{{content}}",
-    assistant_header="<|assistant|>\n",
-    assistant="{{content}}",
+    assistant_header="<|assistant|>",
+    assistant="\n{{content}}",
+    function="{{content}}",  # a call's name stands in the header's line
     ended_by_next=True,
     observation="<|observation|>\n{{content}}",
     tool_format="glm4",
-    tools_place="system_start",
+    tools=(
+        "<|system|>\n你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
+        "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n{{content}}"
+    ),
+    tools_place="before_system",
     stop_words=("<|user|>", "<|observation|>"),
     replace_eos=True,
 )
@@ -81,18 +86,13 @@ FAMILIES = (
         GLM4,
         name="glm_edge",
         prefix="",
-        assistant_header="<|assistant|>",
-        assistant="\n{{content}}",
+        function=None,
         tool_format=None,
-        tools_place="system_end",
     ),
     # GLM-4.5 and 4.6.
     dataclasses.replace(
         GLM4,
         name="glm4_moe",
-        assistant_header="<|assistant|>",
-        assistant="\n{{content}}",
-        function="{{content}}",
         observation="<|observation|>{{content}}",
         result="{{content}}",
         tool_format=_MOE_TOOLS,

@@ -80,9 +80,7 @@ FAMILIES = (
     dataclasses.replace(
         GRANITE3,
         name="granite4",
-        default_system=(
-            "You are a helpful assistant. Please ensure responses are professional, accurate, and safe."
-        ),
+        default_system=("You are a helpful assistant. Please ensure responses are professional, accurate, and safe."),
         default_system_for_tools="",
         function=None,
         observation="<|start_of_role|>user<|end_of_role|>{{content}}<|end_of_text|>\n",

@@ -10,30 +10,22 @@ from finetune_trainer.templates.tool_formats import ARGUMENTS, NAME, RESULT, Too
 _ID, _RESULT_ID = person("call.id"), person("message.tool_call_id")
 
 
-def _tools(gap: str) -> ToolFormat:
-    """Those of the third tokenizer; ``gap`` follows each control token where that is sentencepiece's."""
-    return ToolFormat(
-        name="mistral",
-        tools=fixed(f"[AVAILABLE_TOOLS]{gap}") + person("tools | tojson") + fixed("[/AVAILABLE_TOOLS]"),
-        calls=fixed(f"[TOOL_CALLS]{gap}[")
-        + each_call(
-            fixed('{"name": "')
-            + NAME
-            + fixed('", "arguments": ')
-            + ARGUMENTS
-            + fixed(', "id": "')
-            + _ID
-            + fixed('"}'),
-            between=", ",
-        )
-        + fixed("]"),
-        result=fixed(f'[TOOL_RESULTS]{gap}{{"content": ')
-        + RESULT
-        + fixed(', "call_id": "')
-        + _RESULT_ID
-        + fixed('"}[/TOOL_RESULTS]'),
+_TOOLS_TEKKEN = ToolFormat(
+    name="mistral_tekken",
+    tools=fixed("[AVAILABLE_TOOLS]") + person("tools | tojson") + fixed("[/AVAILABLE_TOOLS]"),
+    calls=fixed("[TOOL_CALLS][")
+    + each_call(
+        fixed('{"name": "') + NAME + fixed('", "arguments": ') + ARGUMENTS + fixed(', "id": "') + _ID + fixed('"}'),
+        between=", ",
     )
-
+    + fixed("]"),
+    result=fixed('[TOOL_RESULTS]{"content": ')
+    + RESULT
+    + fixed(', "call_id": "')
+    + _RESULT_ID
+    + fixed('"}[/TOOL_RESULTS]'),
+)
+"""As ``mistral``, without the space that sentencepiece's control tokens are followed by."""
 
 _TOOLS_V11 = ToolFormat(
     name="mistral_v11",
@@ -51,7 +43,7 @@ V3 = SlotTemplate(
     assistant=" {{content}}</s>",
     function="{{content}}</s>",
     observation="{{content}}",
-    tool_format=_tools(" "),
+    tool_format="mistral",
     tools_place="before_last_user",
     trims=frozenset({"assistant"}),
     stop_words=("</s>",),
@@ -61,7 +53,7 @@ TEKKEN = dataclasses.replace(
     name="mistral_tekken",
     user="[INST]{{content}}[/INST]",
     assistant="{{content}}</s>",
-    tool_format=_tools(""),
+    tool_format=_TOOLS_TEKKEN,
     trims=frozenset(),
 )
 SMALL = dataclasses.replace(

@@ -14,9 +14,8 @@ def _expression(text: str) -> str:
 def _kind() -> str:
     """A macro that writes the TypeScript type of a JSON schema."""
     nullable = when("spec.nullable", fixed(" | null"))
-    inner = (
-        "{%- set inner = kind(spec['items']) -%}"
-        + _expression("'any[]' if inner == 'object | object' or inner | length > 50 else inner + '[]'")
+    inner = "{%- set inner = kind(spec['items']) -%}" + _expression(
+        "'any[]' if inner == 'object | object' or inner | length > 50 else inner + '[]'"
     )
     plain = "{'string': 'string', 'number': 'number', 'integer': 'number', 'boolean': 'boolean'}"
     array = (
@@ -101,16 +100,15 @@ _TOOLS = (
 )
 _SYSTEM = (
     fixed("<|start|>system<|message|>")
-    + person("model_identity if model_identity is defined else " + quote(
-        "You are ChatGPT, a large language model trained by OpenAI."
-    ))
+    + person(
+        "model_identity if model_identity is defined else "
+        + quote("You are ChatGPT, a large language model trained by OpenAI.")
+    )
     + fixed("\nKnowledge cutoff: 2024-06\nCurrent date: ")
     + person("strftime_now('%Y-%m-%d')")
     + fixed("\n\nReasoning: ")
     + person("reasoning_effort if reasoning_effort is defined else 'medium'")
-    + fixed(
-        "\n\n# Valid channels: analysis, commentary, final. Channel must be included for every message."
-    )
+    + fixed("\n\n# Valid channels: analysis, commentary, final. Channel must be included for every message.")
     + when("tools", fixed("\nCalls to these tools must go to the commentary channel: 'functions'."))
     + fixed("<|end|>")
 )
@@ -153,9 +151,11 @@ _SOURCE = "\n".join(
         "{%- else -%}",
         "{%- set system = default_system -%}{%- set turns = messages -%}",
         "{%- endif -%}",
-        # Thoughts that led to calls are left out once those are answered.
+        # Thoughts that led to calls are left out once those are answered, but not of the answer itself: its prompt had
+        # them.
         "{%- set answered = namespace(last=-1) -%}{%- set asked = namespace(name='') -%}",
-        "{%- for message in turns -%}{%- if message.role == 'assistant' and not message.tool_calls -%}",
+        "{%- for message in turns -%}",
+        "{%- if message.role == 'assistant' and not message.tool_calls and not loop.last -%}",
         "{%- set answered.last = loop.index0 -%}",
         "{%- endif -%}{%- endfor -%}",
         _SYSTEM,
@@ -184,5 +184,6 @@ FAMILIES = (
         stop_words=("<|return|>", "<|call|>", "<|end|>"),
         thinks=True,
         takes_tools=True,
+        one_call=True,
     ),
 )

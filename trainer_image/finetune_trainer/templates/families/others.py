@@ -18,6 +18,7 @@ from finetune_trainer.templates.tool_formats import (
     person,
     when,
 )
+
 _TELECHAT = SlotTemplate(
     name="telechat",
     system="<_system>{{content}}<_end>",
@@ -40,8 +41,9 @@ _EXAONE = SlotTemplate(
 _EXAONE4_TOOLS = ToolFormat(
     name="exaone4",
     tools=fixed(
-        "# Available Tools\nYou can use none, one, or multiple of the following tools by calling them as functions to help "
-        "with the user’s query.\nHere are the tools available to you in JSON format within <tool> and </tool> tags:\n"
+        "# Available Tools\nYou can use none, one, or multiple of the following tools by calling them as functions to "
+        "help with the user’s query.\nHere are the tools available to you in JSON format within <tool> and </tool> "
+        "tags:\n"
     )
     + each("tools", "tool", fixed("<tool>") + person("tool | tojson(ensure_ascii=False)") + fixed("</tool>\n"))
     + fixed(
@@ -58,6 +60,19 @@ _EXAONE4_TOOLS = ToolFormat(
         between="\n",
     ),
     result=fixed('{"result": ') + person("content | tojson(ensure_ascii=False)") + fixed("}"),
+)
+_INTERNLM2_TOOLS = ToolFormat(
+    name="internlm2",
+    tools=fixed("[") + each("tools", "tool", person("tool.function | tojson"), between=", ") + fixed("]"),
+    calls=SAID
+    + each_call(
+        fixed('<|action_start|><|plugin|>\n{"name": "')
+        + NAME
+        + fixed('", "arguments": ')
+        + ARGUMENTS
+        + fixed("}<|action_end|>")
+    ),
+    result=RESULT,
 )
 _LFM2_TOOLS = ToolFormat(
     name="lfm2",
@@ -200,7 +215,15 @@ FAMILIES = (
         replace_eos=True,
     ),
     # InternLM2, 2.5 and 3.
-    dataclasses.replace(CHATML, name="internlm2", prefix="<s>"),
+    dataclasses.replace(
+        CHATML,
+        name="internlm2",
+        prefix="<s>",
+        observation="<|im_start|>environment name=<|plugin|>\n{{content}}<|im_end|>\n",
+        tool_format=_INTERNLM2_TOOLS,
+        tools="<|im_start|>system name=<|plugin|>\n{{content}}<|im_end|>\n",
+        tools_place="after_system",
+    ),
     SlotTemplate(
         name="minicpm",
         prefix="<s>",
@@ -226,9 +249,7 @@ FAMILIES = (
     # TeleChat and TeleChat2: https://arxiv.org/abs/2401.03804 and the model's generation_utils.
     _TELECHAT,
     # Tele-FLM, of another house.
-    dataclasses.replace(
-        _TELECHAT, name="teleflm", system="<_system>{{content}}", trims=frozenset({"system", "user"})
-    ),
+    dataclasses.replace(_TELECHAT, name="teleflm", system="<_system>{{content}}", trims=frozenset({"system", "user"})),
     SlotTemplate(
         name="yuan",
         system="{{content}}\n",

@@ -7,8 +7,8 @@ import dataclasses
 from finetune_trainer.templates.slots import SlotTemplate
 
 _VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-    "polite answers to the user's questions."
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
 )
 
 VICUNA = SlotTemplate(
@@ -35,7 +35,9 @@ FAMILIES = (
         stop_words=("</s>",),
     ),
     # Nothing but the text, for models that are tuned to one task.
-    SlotTemplate(name="none", system="{{content}}", user="{{content}}", assistant="{{content}}</s>", stop_words=("</s>",)),
+    SlotTemplate(
+        name="none", system="{{content}}", user="{{content}}", assistant="{{content}}</s>", stop_words=("</s>",)
+    ),
     # Stanford Alpaca: its train.py, PROMPT_DICT.
     SlotTemplate(
         name="alpaca",
@@ -45,8 +47,7 @@ FAMILIES = (
         assistant_header="### Response:\n",
         assistant="{{content}}</s>\n\n",
         default_system=(
-            "Below is an instruction that describes a task. "
-            "Write a response that appropriately completes the request."
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         ),
         stop_words=("</s>",),
     ),

@@ -55,8 +55,7 @@ def _xml_tools(*, json_words: bool) -> ToolFormat:
         ),
         calls=SAID
         + each_call(
-            when("not loop.first", fixed("\n"), when("content", fixed("\n\n")))
-            + _tagged_call(json_words=json_words)
+            when("not loop.first", fixed("\n"), when("content", fixed("\n\n"))) + _tagged_call(json_words=json_words)
         ),
         result=RESULT,
     )
@@ -85,7 +84,9 @@ def _rest(of: str, handled: str) -> str:
         fixed("\n<")
         + person("key")
         + fixed(">")
-        + person(f"{value} | tojson if {value} is mapping or {value} is sequence and {value} is not string else {value}")
+        + person(
+            f"{value} | tojson if {value} is mapping or {value} is sequence and {value} is not string else {value}"
+        )
         + fixed("</")
         + person("key")
         + fixed(">"),
@@ -160,7 +161,9 @@ FAMILIES = (
     dataclasses.replace(
         CHATML_TOOLS,
         name="qwen3_coder",
-        default_system_for_tools="You are Qwen, a helpful AI assistant that can interact with a computer to solve tasks.",
+        default_system_for_tools=(
+            "You are Qwen, a helpful AI assistant that can interact with a computer to solve tasks."
+        ),
         observation="<|im_start|>user\n{{content}}<|im_end|>\n",
         result="<tool_response>\n{{content}}\n</tool_response>\n",
         tool_format=_CODER_TOOLS,
