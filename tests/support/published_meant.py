@@ -103,7 +103,7 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
     },
     ("pixtral", "pixtral"): {"text of *system*": _LAST_SYSTEM, "text of space around": _LAST_SYSTEM},
     ("gemma", "gemma"): _SYSTEM,
-    ("gemma", "google-gemma-2-2b-it"): _SYSTEM,
+    ("gemma2", "google-gemma-2-2b-it"): _SYSTEM,
     ("orion", "OrionStarAI/Orion-14B-Chat"): _SYSTEM,
     ("chatglm2", "template_chatglm2"): {
         **_UNENDED,
@@ -190,6 +190,11 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
             ("prompt of one turn", "prompt of turns", "prompt of lines"),
             "fschat appends a wish of its own to the default system message of Chinese-Alpaca-2.",
         ),
+    },
+    ("command_r", "CohereForAI-c4ai-command-r-plus-tool_use"): {
+        "text of *": "The published template is for prompts: it puts what is to be written behind everything; ours stands "
+        "before the last answer, as that was asked for.",
+        "prompt of rich tools": "The published template knows no type of a list's items.",
     },
     ("alpaca", "alpaca"): {
         "text of *": "Ours has the blank line between turns behind the last answer too; it is not trained.",

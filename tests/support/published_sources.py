@@ -124,10 +124,8 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         Source("axolotl", "mistral_v7_tekken", **_S),
     ),
     "pixtral": (Source("axolotl", "pixtral", **_S),),
-    "gemma": (
-        Source("trl", "gemma", bos="<bos>"),
-        Source("llama.cpp", "google-gemma-2-2b-it", bos="<bos>"),
-    ),
+    "gemma": (Source("trl", "gemma", bos="<bos>"),),
+    "gemma2": (Source("llama.cpp", "google-gemma-2-2b-it", bos="<bos>"),),
     "gemma3": (Source("trl", "gemma3", bos="<bos>"),),
     "gemma3n": (Source("axolotl", "gemma3n", bos="<bos>"),),
     "phi3": (
@@ -147,7 +145,10 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         Source("trl", "glm4moe", ALL, thinking="enable_thinking"),
         Source("llama.cpp", "GLM-4.6", ALL, thinking="enable_thinking"),
     ),
-    "command_r": (Source("llama.cpp", "CohereForAI/c4ai-command-r-plus", bos="<BOS_TOKEN>"),),
+    "command_r": (
+        Source("llama.cpp", "CohereForAI/c4ai-command-r-plus", bos="<BOS_TOKEN>"),
+        Source("llama.cpp", "CohereForAI-c4ai-command-r-plus-tool_use", ("tools", "parallel"), bos="<BOS_TOKEN>"),
+    ),
     "cohere": (Source("trl", "cohere", bos="<BOS_TOKEN>"), Source("axolotl", "aya", bos="<BOS_TOKEN>")),
     "granite3": (
         Source("vllm", "tool_chat_template_granite", TOOLS),

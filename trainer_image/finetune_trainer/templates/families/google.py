@@ -22,6 +22,7 @@ GEMMA = SlotTemplate(
 FAMILIES = (
     # Gemma and Gemma 2, which were trained without system messages: one is put as Gemma 3 puts it.
     GEMMA,
+    dataclasses.replace(GEMMA, name="gemma2"),
     dataclasses.replace(GEMMA, name="gemma3", image="<start_of_image>"),
     dataclasses.replace(GEMMA, name="gemma3n", image="<image_soft_token>", audio="<audio_soft_token>"),
     # A prefix (the picture and a question), a line's end, and a suffix: https://arxiv.org/abs/2407.07726, section 3.2.
