@@ -192,8 +192,8 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
         ),
     },
     ("command_r", "CohereForAI-c4ai-command-r-plus-tool_use"): {
-        "text of *": "The published template is for prompts: it puts what is to be written behind everything; ours stands "
-        "before the last answer, as that was asked for.",
+        "text of *": "The published template is for prompts: it puts what is to be written behind everything; ours "
+        "stands before the last answer, as that was asked for.",
         "prompt of rich tools": "The published template knows no type of a list's items.",
     },
     ("alpaca", "alpaca"): {
