@@ -263,3 +263,67 @@ def curve(
     from finetune_cli.curve import read_curve  # noqa: PLC0415
 
     out.print(read_curve(path).draw(out.width))
+
+
+@app.command(cls=_Command, epilog=_examples("finetune templates", "finetune templates --json"))
+def templates(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the built-in chat templates: names for spec.template.name."""
+    from finetune_cli.templates import templates as command  # noqa: PLC0415
+
+    command(as_json=as_json)
+
+
+@app.command(
+    cls=_Command,
+    epilog=_examples(
+        "finetune render --template qwen --messages chat.json",
+        "finetune render --template qwen --messages chat.json --tools tools.json --json",
+        "finetune render --template auto --messages chat.json --tokenizer ./Qwen3-8B",
+        "finetune render --template my-template.yaml --messages chat.json",
+    ),
+)
+def render(
+    *,
+    template: Annotated[
+        str,
+        typer.Option(
+            "--template",
+            metavar="NAME",
+            help="Built-in, auto (with --tokenizer), or a ChatTemplate's file.",
+        ),
+    ],
+    messages: Annotated[
+        str,
+        typer.Option(
+            "--messages", metavar="FILE", help="JSON as the OpenAI API takes it: messages, or messages and tools; or -."
+        ),
+    ],
+    tools: Annotated[str | None, typer.Option(metavar="FILE", help="JSON list of functions.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Model's directory: show its tokens and their ids too.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="As template.system.")] = None,
+    thinking: Annotated[
+        Literal["auto", "enabled", "disabled", "preserved"], typer.Option(help="As template.thinking.")
+    ] = "auto",
+    generation_prompt: Annotated[
+        bool, typer.Option("--generation-prompt", help="The text that the model is asked with.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: text, segments, tokens.")] = False,
+) -> None:
+    """Print a conversation exactly as it is trained and served, what is trained in colour."""
+    from finetune_cli.render import render as command  # noqa: PLC0415
+
+    command(
+        messages,
+        template=template,
+        tools=tools,
+        tokenizer=tokenizer,
+        system=system,
+        thinking=thinking,
+        generation_prompt=generation_prompt,
+        as_json=as_json,
+    )

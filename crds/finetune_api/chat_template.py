@@ -14,23 +14,29 @@ Slot = Annotated[list[LongText], Field(max_length=16)]
 
 
 class ChatTemplateSpec(ApiModel):
-    """A slot is a list of pieces; `{{content}}` stands for the message, `{{idx}}` for the turn's number."""
+    """A slot is a list of pieces, joined as they are; `{{content}}` stands once for the message,
+    `{{bos_token}}` and `{{eos_token}}` for the tokens of the model's tokenizer, also among the stop words."""
 
     format_prefix: Slot = []
     """Written once, before everything."""
     format_system: Slot = ["{{content}}"]
     """System message."""
     format_user: Annotated[list[LongText], Field(min_length=1, max_length=16)]
-    """User message together with the header of the answer that follows."""
+    """User message together with the header of the answer that follows, unless `assistantHeader` has that. It may hold
+    `{{idx}}`, the turn's number from 1."""
+    assistant_header: Slot = []
+    """Header of an answer, where `formatUser` and `formatObservation` leave it out."""
     format_assistant: Annotated[list[LongText], Field(min_length=1, max_length=16)]
-    """Answer, with what ends it."""
+    """Answer, with the stop word that ends it."""
     format_function: Slot = []
     """Tool call of the assistant; empty means as `formatAssistant`."""
     format_observation: Slot = []
-    """Result of a tool; empty means as `formatUser`."""
+    """Turn with the result of a tool; empty means as `formatUser`."""
+    format_result: Slot = []
+    """One result of several in a turn of `formatObservation`; empty means that each result is a turn."""
     format_tools: Slot = []
-    """List of tools, written behind the system message."""
-    tool_format: Literal["none", "default", "qwen", "llama3", "mistral", "glm4"] = "none"
+    """List of tools, written behind the system message within its slot."""
+    tool_format: Literal["none", "default", "qwen", "llama3", "mistral", "glm4", "deepseek"] = "none"
     """How calls and tool lists are written."""
     default_system: LongText = ""
     """System message of conversations that have none."""
@@ -39,11 +45,11 @@ class ChatTemplateSpec(ApiModel):
     replace_eos: bool = False
     """Make the first stop word the tokenizer's end-of-sequence token."""
     efficient_eos: bool = False
-    """The end-of-sequence token stands before the next user turn, not in the assistant's slot."""
+    """The first stop word stands before the next user turn and at the end, not in the assistant's slot."""
     thought_words: Annotated[list[ShortText], Field(max_length=2)] = []
     """What opens and closes a chain of thought."""
     enable_thinking: bool = True
-    """Whether the template writes chains of thought."""
+    """Whether a template with `thoughtWords` thinks where nobody says."""
     image_placeholder: ShortText | None = None
     """Stands for an image."""
     video_placeholder: ShortText | None = None

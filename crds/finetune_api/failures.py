@@ -121,7 +121,7 @@ REASONS: dict[FailureReason, ReasonFacts] = {
     _R.CHECKPOINT_INVALID: _final("Remove the checkpoint that is named; older ones are used then."),
     _R.PREPARED_DATA_MISSING: _final("The cache volume lost the prepared data; create the job again."),
     _R.METHOD_INVALID: _final("Name modules that the model has in spec.method."),
-    _R.EXPORT_INVALID: _final("Use the adapter, which is kept; or merge in fp32."),
+    _R.EXPORT_INVALID: _final("Checkpoints are kept, and of a merge the adapter: use that, or merge in fp32."),
     _R.INTERRUPTED: _retry("The pod was told to end; the next attempt goes on from its checkpoint."),
     _R.OOM_KILLED: _final("Raise spec.resources.memory."),
     _R.IMAGE_PULL_FAILED: _final("Correct the image's name in the profile or chart, or its pull secret."),

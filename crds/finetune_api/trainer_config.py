@@ -11,6 +11,7 @@ import hashlib
 from typing import Literal
 
 from finetune_api.base import ApiModel
+from finetune_api.chat_template import ChatTemplateSpec
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.running import CheckpointSpec, DistributedSpec, EvaluationSpec, MergeSpec
 from finetune_api.training import (
@@ -106,6 +107,8 @@ class TrainerConfig(ApiModel):
     quantization: QuantizationSpec | None = None
     precision: Precision = "bf16"
     template: TemplateSpec = TemplateSpec()
+    chat_template: ChatTemplateSpec | None = None
+    """What `template.ref` names."""
     acceleration: AccelerationSpec = AccelerationSpec()
     hyperparameters: HyperparametersSpec = HyperparametersSpec()
     distributed: DistributedSpec = DistributedSpec()
@@ -130,11 +133,12 @@ def resolve_config(
     model: ResolvedModel,
     sources: list[ResolvedSource],
     paths: Paths,
+    chat_template: ChatTemplateSpec | None = None,
 ) -> TrainerConfig:
     """Make the trainer's configuration from a valid ``spec``.
 
     The caller, the operator's plan or ``finetune run``, says what only it can know: where the model, the data and
-    the directories are.
+    the directories are, and what ``template.ref`` names.
     """
     return TrainerConfig(
         job=job,
@@ -149,6 +153,7 @@ def resolve_config(
         quantization=spec.quantization,
         precision=spec.precision,
         template=spec.template,
+        chat_template=chat_template,
         acceleration=spec.acceleration,
         hyperparameters=spec.hyperparameters,
         distributed=spec.distributed,

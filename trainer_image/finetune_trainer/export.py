@@ -19,6 +19,7 @@ from finetune_trainer.adapters import Start
 from finetune_trainer.card import model_card
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import writing_to
+from finetune_trainer.export_check import check_served
 from finetune_trainer.files import sha256_file, whole_directory
 from finetune_trainer.log import log
 from finetune_trainer.picture import draw_losses
@@ -61,7 +62,8 @@ def export(
         weights: the model's, where ``model`` itself does not hold them whole or as trained.
 
     Raises:
-        TrainerError: the output volume is full or cannot be written.
+        TrainerError: the output volume is full or cannot be written; EXPORT_INVALID where serving would not say what
+            was trained.
     """
     name = ADAPTER if config.method.lora is not None else MODEL
     target = Path(config.paths.output) / name
@@ -82,6 +84,7 @@ def export(
         tokenizer.save_pretrained(aside)
         if config.stage != "rm":
             generation_config(model, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
+        check_served(aside, config, prepared)
         if name == ADAPTER:
             _name_base(aside / _ADAPTER_CONFIG, config, prepared)
         (aside / "README.md").write_text(model_card(config, facts.progress, prepared, facts.trainable, facts.samples))

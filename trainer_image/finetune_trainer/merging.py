@@ -16,6 +16,7 @@ from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.evaluate import evaluating
 from finetune_trainer.export import ADAPTER, generation_config, make_readable
+from finetune_trainer.export_check import check_served
 from finetune_trainer.files import whole_directory
 from finetune_trainer.log import log
 from finetune_trainer.prepared import Prepared
@@ -86,6 +87,7 @@ def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig,
         tokenizer.save_pretrained(aside)
         if config.stage != "rm":
             generation_config(merged, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
+        check_served(aside, config, prepared)
         make_readable(aside)
     log.info("merged weights (%s, %d modules, logits within %.2g of the adapter's) are at %s", name, changed,
              difference, target)  # fmt: skip

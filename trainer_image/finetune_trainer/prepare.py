@@ -38,7 +38,7 @@ from finetune_trainer.prepared import (
 from finetune_trainer.samples import PROMPT_TOO_LONG, SampleEncoder, Unit
 from finetune_trainer.sources import FoundSource, find_model, find_sources
 from finetune_trainer.supported import check_supported
-from finetune_trainer.templates import find_template
+from finetune_trainer.templates import find_declared
 from finetune_trainer.tokenizer import fingerprint, load_tokenizer
 from finetune_trainer.volumes import check_writable
 from finetune_trainer.wording import Wording, find_wording
@@ -57,8 +57,7 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     cache, output = Path(config.paths.cache), Path(config.paths.output)
     check_writable(output, "output")
     check_writable(cache, "cache")
-    if config.template.name != "auto":
-        find_template(config.template.name)  # a wrong name shows before gigabytes are fetched
+    find_declared(config.template, config.chat_template)  # a wrong name shows before gigabytes are fetched
     sources = find_sources(config)
     found = find_model(config.model, cache)
     trusted = {

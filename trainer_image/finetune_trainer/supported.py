@@ -71,8 +71,8 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
     if spread.sequence_parallel > 1:
         yield "spec.distributed.sequenceParallel is not supported yet"
     yield from _spread_problems(config)
-    if config.template.ref is not None:
-        yield "spec.template.ref: not supported yet"
+    if config.template.ref is not None and config.chat_template is None:
+        yield f"spec.template.ref: what {config.template.ref} holds was not handed over: not supported yet"
     if config.template.mask_history and config.template.train_on_prompt:
         yield "spec.template: maskHistory and trainOnPrompt exclude each other"
     if config.merge is not None and method.lora is None:

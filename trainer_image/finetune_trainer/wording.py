@@ -60,7 +60,7 @@ def _plain(config: TrainerConfig, tokenizer: Any) -> Wording:
 
 
 def _templated(config: TrainerConfig, tokenizer: Any) -> Wording:
-    template = resolve_template(config.template, tokenizer)
+    template = resolve_template(config.template, tokenizer, config.chat_template)
     stops = tuple(_stop_tokens(template, tokenizer))
     jinja = template.jinja(config.template.system, config.template.thinking)
     encoder: SampleEncoder

@@ -10,7 +10,7 @@ from fake_kubectl import FakeKubectl
 from finetune_cli.main import app
 from typer.testing import CliRunner
 
-COMMANDS = ("validate", "estimate", "run", "watch", "logs", "get", "fetch", "curve")
+COMMANDS = ("validate", "estimate", "run", "watch", "logs", "get", "fetch", "curve", "templates", "render")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
