@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from family_examples import CALLING, EXAMPLES, Example
 from finetune_trainer.templates.families import FAMILIES
+from finetune_trainer.templates.own_tokens import with_own_tokens
 from finetune_trainer.templates.tool_formats import TOOL_FORMATS
 from published_sources import SOURCES
 
@@ -15,7 +18,8 @@ from published_sources import SOURCES
     ids=[*EXAMPLES, *(f"{name} calls" for name in CALLING)],
 )
 def test_a_family_writes_the_example(family: str, example: Example) -> None:
-    segments = FAMILIES[family].segments(example.messages, example.tools)
+    template = with_own_tokens(FAMILIES[family], SimpleNamespace(bos_token="<s>", eos_token="</s>"))
+    segments = template.segments(example.messages, example.tools)
     assert "".join(segment.text for segment in segments) == example.text
 
 

@@ -7,6 +7,7 @@ import fnmatch
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from conversations import GROUPS, declared
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
 from finetune_trainer.templates.families import FAMILIES
+from finetune_trainer.templates.own_tokens import with_own_tokens
 from finetune_trainer.templates.plain import plain_messages, plain_tools
 from jinja2 import TemplateError
 from published_meant import MEANT
@@ -87,7 +89,7 @@ def theirs(published: Published, source: Source, case: Case) -> str:
 
 def ours(family: str, source: Source, case: Case) -> dict[str, str]:
     """The declared text and the exported Jinja's, each of which must be theirs."""
-    template = FAMILIES[family]
+    template = with_own_tokens(FAMILIES[family], SimpleNamespace(bos_token=source.bos, eos_token=source.eos))
     thinking = {None: "auto", True: "enabled", False: "disabled"}[case.thinking]
     variables = dict(source.variables)
     if case.thinking is not None:

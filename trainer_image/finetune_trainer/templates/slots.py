@@ -68,7 +68,7 @@ class SlotTemplate(DeclaredTemplate):
     ``assistant``."""
     ended_by_next: bool = False
     """Whether the word that opens the next turn ends an answer. It is a stop word and trained with the answer; behind
-    the last answer stands the first stop word."""
+    the last answer stands the word that would open the user's turn, or the results' where it calls tools."""
     suffix: str = ""
     """Written once behind a conversation that asks for no answer; not trained."""
     observation: str | None = None
@@ -249,8 +249,12 @@ class SlotTemplate(DeclaredTemplate):
         """What a turn that is not the assistant's begins with; its first word may end the answer before."""
         if not self.ended_by_next:
             return _numbered(text)
-        word = next(word for word in self.stop_words if text.startswith(word))
+        word = self._opens(text)
         return fixed(word) + END_ANSWER + _numbered(text.removeprefix(word))
+
+    def _opens(self, turn: str | None) -> str:
+        """The stop word that ``turn`` begins with; without a turn the first."""
+        return next((word for word in self.stop_words if turn and turn.startswith(word)), self.stop_words[0])
 
     def _header(self, before: str) -> str:
         """``before``: the role of the message before."""
@@ -287,7 +291,8 @@ class SlotTemplate(DeclaredTemplate):
         last = "loop.last or turns[loop.index0 + 1].role != 'tool'"
         end = when(last, fixed(self.end)) if self.end else ""
         if self.ended_by_next:
-            return fixed(before) + inner + when("loop.last", fixed(self.stop_words[0]) + END_ANSWER)
+            end = when("message.tool_calls", fixed(self._opens(self.observation)), fixed(self._opens(self.user)))
+            return fixed(before) + inner + when("loop.last", end + END_ANSWER)
         return f"{fixed(before)}{inner}{fixed(after[:cut])}{end}{END_ANSWER}{fixed(after[cut:])}"
 
     def _observation(self) -> str:

@@ -30,26 +30,30 @@ FAMILIES = (
         system="System: {{content}}\n",
         user="Human: {{content}}\n",
         assistant_header="Assistant:",
-        assistant=" {{content}}</s>\n",
+        assistant=" {{content}}{{eos_token}}\n",
         tool_format="default",
-        stop_words=("</s>",),
+        stop_words=("{{eos_token}}",),
     ),
     # Nothing but the text, for models that are tuned to one task.
     SlotTemplate(
-        name="none", system="{{content}}", user="{{content}}", assistant="{{content}}</s>", stop_words=("</s>",)
+        name="none",
+        system="{{content}}",
+        user="{{content}}",
+        assistant="{{content}}{{eos_token}}",
+        stop_words=("{{eos_token}}",),
     ),
     # Stanford Alpaca: its train.py, PROMPT_DICT.
     SlotTemplate(
         name="alpaca",
-        prefix="<s>",
+        prefix="{{bos_token}}",
         system="{{content}}\n\n",
         user="### Instruction:\n{{content}}\n\n",
         assistant_header="### Response:\n",
-        assistant="{{content}}</s>\n\n",
+        assistant="{{content}}{{eos_token}}\n\n",
         default_system=(
             "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         ),
-        stop_words=("</s>",),
+        stop_words=("{{eos_token}}",),
     ),
     VICUNA,
     # LLaVA 1.5, which is Vicuna with a picture; the published template has no default system message.
