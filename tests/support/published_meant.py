@@ -104,6 +104,12 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
     ("pixtral", "pixtral"): {"text of *system*": _LAST_SYSTEM, "text of space around": _LAST_SYSTEM},
     ("gemma", "gemma"): _SYSTEM,
     ("gemma2", "google-gemma-2-2b-it"): _SYSTEM,
+    ("gemma4", "gemma4_v5"): {
+        "* of call with text": "The published template writes the text beside a call behind the call's result; ours "
+        "writes it before the call, as it was said.",
+        "thinking prompt of calls in turn": "The prompt behind a result opens the thought; ours closes it where an "
+        "answer in the history had none.",
+    },
     ("orion", "OrionStarAI/Orion-14B-Chat"): _SYSTEM,
     ("chatglm2", "template_chatglm2"): {
         **_UNENDED,

@@ -127,6 +127,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "gemma": (Source("trl", "gemma", bos="<bos>"),),
     "gemma2": (Source("llama.cpp", "google-gemma-2-2b-it", bos="<bos>"),),
     "gemma3": (Source("trl", "gemma3", bos="<bos>"),),
+    "gemma4": (Source("trl", "gemma4_v5", ALL, bos="<bos>", thinking="enable_thinking"),),
     "gemma3n": (Source("axolotl", "gemma3n", bos="<bos>"),),
     "phi3": (
         Source("trl", "phi3", eos="<|endoftext|>"),

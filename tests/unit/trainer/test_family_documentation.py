@@ -7,8 +7,10 @@ from pathlib import Path
 
 from family_examples import EXAMPLES
 from finetune_trainer.templates.families import FAMILIES
+from finetune_trainer.templates.own import OwnTemplate
 from published_sources import SOURCES
 
+KINDS = ("image", "video", "audio")
 PAGE = Path(__file__).parents[3] / "docs/templates.md"
 
 
@@ -33,7 +35,10 @@ def thoughts(name: str) -> str:
 
 def parts(name: str) -> str:
     """What a message may hold beside text."""
-    return ", ".join(kind for kind in ("image", "video", "audio") if getattr(FAMILIES[name], kind, None))
+    template = FAMILIES[name]
+    if isinstance(template, OwnTemplate):
+        return ", ".join(kind for kind in KINDS if f"part.type in ('{kind}'" in template.source)
+    return ", ".join(kind for kind in KINDS if getattr(template, kind))
 
 
 def test_the_page_lists_each_family_as_it_is() -> None:

@@ -15,6 +15,7 @@ from finetune_trainer.templates.families import (
     chatml,
     cohere,
     deepseek,
+    gemma4,
     glm,
     google,
     ibm,
@@ -28,7 +29,23 @@ from finetune_trainer.templates.families import (
     qwen,
 )
 
-_KINS = (chatml, qwen, deepseek, llama, mistral, google, microsoft, glm, cohere, ibm, moonshot, openai, others, plain)
+_KINS = (
+    chatml,
+    qwen,
+    deepseek,
+    llama,
+    mistral,
+    google,
+    gemma4,
+    microsoft,
+    glm,
+    cohere,
+    ibm,
+    moonshot,
+    openai,
+    others,
+    plain,
+)
 
 FAMILIES: dict[str, DeclaredTemplate] = {template.name: template for kin in _KINS for template in kin.FAMILIES}
 
