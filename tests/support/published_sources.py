@@ -39,6 +39,8 @@ class Source:
     form: Form = field(default_factory=Form)
     thinking: str = ""
     """The variable that turns thinking on and off; empty where there is none."""
+    parts: tuple[str, ...] = ()
+    """What beside text it is held to."""
     variables: Mapping[str, Any] = field(default_factory=dict)
     """Others, given to both sides."""
     adds_bos: bool = False
@@ -64,11 +66,14 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         Source("trl", "qwen3", ALL, thinking="enable_thinking"),
     ),
     "qwen3_nothink": (Source("trl", "qwen3_instruct_2507", TOOLS),),
-    "qwen3_vl": (Source("trl", "qwen3_vl", TOOLS),),
-    "qwen3_5": (Source("trl", "qwen3_5_think", ALL, thinking="enable_thinking"),),
-    "qwen3_5_nothink": (Source("trl", "qwen3_5_nothink", ALL, thinking="enable_thinking"),),
-    "qwen3_6": (Source("trl", "qwen3_6", ALL, thinking="enable_thinking"),),
-    "qwen2_vl": (Source("trl", "qwen2_5_vl"), Source("axolotl", "qwen2_vl")),
+    "qwen3_vl": (Source("trl", "qwen3_vl", TOOLS, parts=("image", "video")),),
+    "qwen3_5": (Source("trl", "qwen3_5_think", ALL, parts=("image", "video"), thinking="enable_thinking"),),
+    "qwen3_5_nothink": (Source("trl", "qwen3_5_nothink", ALL, parts=("image", "video"), thinking="enable_thinking"),),
+    "qwen3_6": (Source("trl", "qwen3_6", ALL, parts=("image", "video"), thinking="enable_thinking"),),
+    "qwen2_vl": (
+        Source("trl", "qwen2_5_vl", parts=("image", "video")),
+        Source("axolotl", "qwen2_vl", parts=("image", "video")),
+    ),
     "deepseek": (Source("llama.cpp", "DeepSeek-V2", **_DEEPSEEK),),
     "deepseek3": (Source("axolotl", "deepseek_v3", TOOLS, form=Form(arguments="text", nothing=None), **_DEEPSEEK),),
     "deepseekr1": (
@@ -100,7 +105,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         Source("trl", "llama3_2", TOOLS, bos="<|begin_of_text|>"),
     ),
     "mllama": (Source("axolotl", "llama3_2_vision", TOOLS, bos="<|begin_of_text|>"),),
-    "llama4": (Source("axolotl", "llama4", TOOLS, bos="<|begin_of_text|>"),),
+    "llama4": (Source("axolotl", "llama4", TOOLS, parts=("image",), bos="<|begin_of_text|>"),),
     "mistral_v1": (
         Source("llama.cpp", "mistralai/Mistral-7B-Instruct-v0.2 (mistralai 'v1' template with a system prompt)", **_S),
         Source("axolotl", "mistral_v1", **_S),
@@ -120,15 +125,17 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     ),
     "mistral_v7": (Source("llama.cpp", "mistralai/Mistral-Large-Instruct-2411 (mistralai 'v7' template)", **_S),),
     "mistral_small": (
-        Source("llama.cpp", "Mistral-Small-3.2-24B-Instruct-2506", TOOLS, **_S),
-        Source("axolotl", "mistral_v7_tekken", **_S),
+        Source("llama.cpp", "Mistral-Small-3.2-24B-Instruct-2506", TOOLS, parts=("image",), **_S),
+        Source("axolotl", "mistral_v7_tekken", parts=("image",), **_S),
     ),
-    "pixtral": (Source("axolotl", "pixtral", **_S),),
+    "pixtral": (Source("axolotl", "pixtral", parts=("image",), **_S),),
     "gemma": (Source("trl", "gemma", bos="<bos>"),),
     "gemma2": (Source("llama.cpp", "google-gemma-2-2b-it", bos="<bos>"),),
-    "gemma3": (Source("trl", "gemma3", bos="<bos>"),),
-    "gemma4": (Source("trl", "gemma4_v5", ALL, bos="<bos>", thinking="enable_thinking"),),
-    "gemma3n": (Source("axolotl", "gemma3n", bos="<bos>"),),
+    "gemma3": (Source("trl", "gemma3", parts=("image",), bos="<bos>"),),
+    "gemma4": (
+        Source("trl", "gemma4_v5", ALL, parts=("image", "video", "audio"), bos="<bos>", thinking="enable_thinking"),
+    ),
+    "gemma3n": (Source("axolotl", "gemma3n", parts=("image", "audio"), bos="<bos>"),),
     "phi3": (
         Source("trl", "phi3", eos="<|endoftext|>"),
         Source("trl", "phi3_5", eos="<|endoftext|>"),
@@ -157,8 +164,8 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     ),
     "granite4": (Source("llama.cpp", "ibm-granite-granite-4.0", TOOLS),),
     "vicuna": (Source("fschat", "vicuna_v1.1", adds_bos=True, **_S),),
-    "llava": (Source("axolotl", "llava", adds_bos=True, **_S),),
-    "llava_next_mistral": (Source("trl", "llava_next", form=Form(parts=True), adds_bos=True, **_S),),
+    "llava": (Source("axolotl", "llava", parts=("image",), adds_bos=True, **_S),),
+    "llava_next_mistral": (Source("trl", "llava_next", parts=("image",), form=Form(parts=True), adds_bos=True, **_S),),
     "alpaca": (Source("axolotl", "alpaca", **_S),),
     "falcon": (Source("fschat", "falcon-chat"), Source("vllm", "template_falcon_180b")),
     "orion": (Source("llama.cpp", "OrionStarAI/Orion-14B-Chat", **_S),),
@@ -194,8 +201,8 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         Source("llama.cpp", "LFM2-8B-A1B", TOOLS, bos="<|startoftext|>"),
         Source("trl", "lfm2", TOOLS, bos="<|startoftext|>"),
     ),
-    "kimi_vl": (Source("llama.cpp", "moonshotai-Kimi-K2"),),
-    "kimi_k2": (Source("llama.cpp", "Kimi-K2-Instruct", TOOLS),),
+    "kimi_vl": (Source("llama.cpp", "moonshotai-Kimi-K2", parts=("image",)),),
+    "kimi_k2": (Source("llama.cpp", "Kimi-K2-Instruct", TOOLS, parts=("image",)),),
     "idefics3": (Source("trl", "idefics3", form=Form(parts=True)),),
     "smolvlm": (Source("trl", "smolvlm", form=Form(parts=True)),),
     "seed_oss": (

@@ -150,3 +150,20 @@ def test_a_family_writes_what_is_published_but_for_what_is_meant(family: str, nu
         meant |= matched
     unexpected = [f"{name}, {text}" for name, text in differing.items() if name not in meant]
     assert not unexpected, "\n".join(unexpected)
+
+
+SEEN = [(family, number, kind) for family, number in PAIRS for kind in SOURCES[family][number].parts]
+
+
+@pytest.mark.parametrize(("family", "number", "kind"), SEEN)
+def test_a_picture_stands_where_the_published_template_has_it(family: str, number: int, kind: str) -> None:
+    source = SOURCES[family][number]
+    asked: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": kind}, {"type": "text", "text": "What is this?"}]},
+    ]
+    rendered, _ = render_jinja_template([asked], chat_template=FAMILIES[family].jinja(), add_generation_prompt=True)
+    if source.form.parts:
+        asked[0]["content"] = [{"type": "text", "text": "Be brief."}]
+    wanted = published(family)[number].render(asked, add_generation_prompt=True)
+    assert rendered == [source.bos + wanted if source.adds_bos else wanted]

@@ -7,7 +7,7 @@ import dataclasses
 from finetune_trainer.templates.slots import SlotTemplate
 from finetune_trainer.templates.tool_formats import ARGUMENTS, NAME, RESULT, SAID, ToolFormat, each_call, fixed, person
 
-_IMAGE = "<|media_start|>image<|media_content|><|media_pad|><|media_end|>"
+_IMAGE = "<|media_start|>image<|media_content|><|media_pad|><|media_end|>\n"
 
 # Calls are numbered through the whole conversation, and results come in their order.
 _TOOLS = ToolFormat(
