@@ -50,6 +50,7 @@ _NO_CALLS = dict.fromkeys(
 )
 _BEGINS_NEXT = "fschat's text begins the next turn, which does not follow."
 _STRIPS = "fschat leaves the white space around messages, which Meta's chat_completion strips."
+_CLOSED = "Ours closes the thought that the prompt has opened where an answer has none."
 _R1_CALLS = "The published template forgets to end the turn of a single call, and writes a header before a second one."
 _NO_SYSTEM = "The published template refuses or loses a system message; ours puts it before the first user's text."
 _SYSTEM = dict.fromkeys(("* of system", "* of system and turns", "* of space around"), _NO_SYSTEM)
@@ -110,6 +111,19 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
         "thinking prompt of calls in turn": "The prompt behind a result opens the thought; ours closes it where an "
         "answer in the history had none.",
     },
+    ("glm4_7", "GLM-4.7-Flash"): {
+        **_NEXT,
+        **dict.fromkeys(
+            (
+                *("prompt of call", "prompt of calls *", "prompt of rich tools"),
+                *("thinking prompt of call", "thinking prompt of calls *", "thinking prompt of rich tools"),
+            ),
+            _CLOSED,
+        ),
+    },
+    ("minimax2", "MiniMax-M2"): dict.fromkeys(
+        ("text of [!t]*", "text of turns", "text of tools *", "text of thought in history"), _CLOSED
+    ),
     ("orion", "OrionStarAI/Orion-14B-Chat"): _SYSTEM,
     ("chatglm2", "template_chatglm2"): {
         **_UNENDED,
@@ -167,7 +181,7 @@ MEANT: dict[tuple[str, str], dict[str, str]] = {
     ("qwq", "Qwen-QwQ-32B"): {
         **dict.fromkeys(
             ("text of [!t]*", "text of turns", "text of tools *", "text of thought in history"),
-            "Ours closes the thought that the prompt has opened where an answer has none.",
+            _CLOSED,
         ),
         "* of thought and call": "The published template drops the thought before a call that is answered.",
     },

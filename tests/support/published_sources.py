@@ -213,4 +213,6 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "minicpm_v4_5": (Source("vllm", "template_minicpmv45", ALL, thinking="enable_thinking"),),
     "llama2": (Source("fschat", "llama-2", adds_bos=True, **_S),),
     "llama2_zh": (Source("fschat", "chinese-alpaca2", adds_bos=True, **_S),),
+    "glm4_7": (Source("llama.cpp", "GLM-4.7-Flash", ALL, thinking="enable_thinking"),),
+    "minimax2": (Source("llama.cpp", "MiniMax-M2", ALL),),
 }

@@ -58,6 +58,50 @@ _MOE_TOOLS = ToolFormat(
     result=fixed("\n<tool_response>\n") + RESULT + fixed("\n</tool_response>"),
 )
 
+_TOOLS_4_7 = ToolFormat(
+    name="glm4_7",
+    tools=fixed(
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+    )
+    + each("tools", "tool", person("tool | tojson(ensure_ascii=False)") + fixed("\n"))
+    + fixed(
+        "</tools>\n\nFor each function call, output the function name and arguments within the following XML format:\n"
+        "<tool_call>{function-name}<arg_key>{arg-key-1}</arg_key><arg_value>{arg-value-1}</arg_value>"
+        "<arg_key>{arg-key-2}</arg_key><arg_value>{arg-value-2}</arg_value>...</tool_call>"
+    ),
+    calls=person("content")
+    + each_call(
+        fixed("<tool_call>")
+        + NAME
+        + each(
+            "call.function.arguments.items()",
+            "(key, value)",
+            fixed("<arg_key>")
+            + person("key")
+            + fixed("</arg_key><arg_value>")
+            + person("value if value is string else value | tojson(ensure_ascii=False)")
+            + fixed("</arg_value>"),
+        )
+        + fixed("</tool_call>")
+    ),
+    result=fixed("<tool_response>") + RESULT + fixed("</tool_response>"),
+)
+GLM4_MOE = dataclasses.replace(
+    GLM4,
+    name="glm4_moe",
+    observation="<|observation|>{{content}}",
+    result="{{content}}",
+    tool_format=_MOE_TOOLS,
+    tools="<|system|>\n{{content}}",
+    trims=frozenset({"assistant"}),
+    thought_words=("\n<think>", "</think>"),
+    thought_trim="space",
+    past_thought="\n<think></think>",
+    unthinking="/nothink",
+    no_thought_within=True,
+)
+
 FAMILIES = (
     # ChatGLM2: its modeling file's build_prompt numbers the rounds.
     SlotTemplate(
@@ -90,19 +134,19 @@ FAMILIES = (
         tool_format=None,
     ),
     # GLM-4.5 and 4.6.
+    GLM4_MOE,
+    # GLM-4.7.
     dataclasses.replace(
-        GLM4,
-        name="glm4_moe",
-        observation="<|observation|>{{content}}",
-        result="{{content}}",
-        tool_format=_MOE_TOOLS,
-        tools="<|system|>\n{{content}}",
-        tools_place="before_system",
-        trims=frozenset({"assistant"}),
-        thought_words=("\n<think>", "</think>"),
-        thought_trim="space",
-        past_thought="\n<think></think>",
-        unthinking="/nothink",
-        no_thought_within=True,
+        GLM4_MOE,
+        name="glm4_7",
+        system="<|system|>{{content}}",
+        user="<|user|>{{content}}",
+        assistant="{{content}}",
+        tool_format=_TOOLS_4_7,
+        thought_words=("<think>", "</think>"),
+        thought_in_prompt=True,
+        no_thought="</think>",
+        past_thought="</think>",
+        unthinking="",
     ),
 )
