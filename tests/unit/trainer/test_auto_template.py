@@ -220,6 +220,25 @@ def test_the_spans_that_the_jinja_marks_are_taken_where_the_answers_cannot_be_fo
     assert runs(whole) == ["3END<|im_end|>", "5END<|im_end|>"]
 
 
+def test_a_template_that_leaves_calls_out_is_refused(other: Any) -> None:
+    with pytest.raises(TrainerError, match="leaves calls of tools out"):
+        auto(other, CHAT_TEMPLATE).segments(ONE_CALL)
+    first_alone = THINKS.jinja().replace("in message.tool_calls -", "in message.tool_calls[:1] -")
+    found = auto(other, first_alone)
+    assert "get_weather" in text_of(found.segments(ONE_CALL, TOOLS))
+    with pytest.raises(TrainerError, match="or all but one of an answer"):
+        found.segments(SEVERAL_CALLS, TOOLS)
+
+
+def test_a_prompt_that_is_always_written_is_no_end_of_an_answer(other: Any) -> None:
+    always = (
+        "{% for message in messages %}{{ ('<|im_start|>' if message['role'] == 'assistant' else '<|endoftext|>')"
+        " + message['content'] }}{% endfor %}<|im_start|>"
+    )
+    with pytest.raises(TrainerError, match="would never stop"):
+        auto(other, always)
+
+
 def test_a_template_without_an_end_of_turn_is_refused(other: Any) -> None:
     endless = (
         "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"

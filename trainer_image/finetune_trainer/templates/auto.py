@@ -53,6 +53,8 @@ class _Found:
     """End of the last text of the last answer, its thought and calls included; -1 where none is found."""
     thought: bool
     """Whether the last answer's thought is found, or there is none."""
+    calls: bool
+    """Whether all calls of the last answer are found."""
 
 
 class AutoTemplate:
@@ -76,9 +78,13 @@ class AutoTemplate:
         self._own = str(tokenizer.get_chat_template())
         self._special = special_tokens(tokenizer)
         self.stop_words: tuple[str, ...] = ()
-        probe = self._given([Message("user", "question"), Message("assistant", "reply")], (), "auto")
+        asked = [Message("user", "question")]
+        probe = self._given([*asked, Message("assistant", "reply")], (), "auto")
         said = probe.text[slice(*probe.answer)]
-        self.stop_words = (next(word for word in self._special if said.endswith(word)),)
+        stop = next(word for word in self._special if said.endswith(word))
+        if self._render(asked, (), "auto", generate=True).rstrip().endswith(stop):
+            raise _endless()  # it writes a prompt behind each conversation, whether it is asked for one or not
+        self.stop_words = (stop,)
 
     def jinja(self, default_system: str | None = None, thinking: Thinking = "auto") -> str:
         """The tokenizer's own Jinja, with the job's system message put before conversations that have none, and with
@@ -156,6 +162,11 @@ class AutoTemplate:
                 ExitCode.TEMPLATE_INVALID,
                 "spec.template.thinking: the tokenizer's chat template leaves an answer's chain of thought out; set "
                 "thinking to disabled to train without, or name a built-in template of the model's family",
+            )
+        if not found.calls:
+            raise _invalid(
+                "the tokenizer's chat template leaves calls of tools out, or all but one of an answer; name a built-in "
+                "template that writes them instead of auto"
             )
         if thinking == "preserved" and not self._keeps_thoughts(messages, text):
             raise TrainerError(
@@ -257,6 +268,10 @@ class AutoTemplate:
             said=places[-1],
             last=max(ends, default=-1),
             thought=not (thought and thought.strip()) or thought.strip() in text,
+            calls=all(
+                text.count(call.name) >= [other.name for other in messages[-1].calls].count(call.name)
+                for call in messages[-1].calls
+            ),
         )
 
     def _keeps_thoughts(self, messages: Sequence[Message], text: str) -> bool:
@@ -303,7 +318,7 @@ class _Marking:
             content=self._held(message.content, number, "content"),
             thought=None if message.thought is None else self._held(message.thought, number, "thought"),
             calls=tuple(
-                ToolCall(self._held(call.name, number, "call"), self._value(call.arguments, number))
+                ToolCall(self._held(call.name, number, "name"), self._value(call.arguments, number))
                 for call in message.calls
             ),
         )
@@ -360,6 +375,7 @@ class _Marking:
             said=said[-1] if said else None,
             last=max((place[1] for place, _ in own), default=-1),
             thought=not (thought and thought.strip()) or any(kind == "thought" for _, kind in own),
+            calls=sum(kind == "name" for _, kind in own) >= len(messages[-1].calls),
         )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -113,11 +114,10 @@ def _split(marked: str, alphabet: str) -> list[Segment]:
             number = answers if trained else None
             segments.append(Segment(marked[start:end], literal, max(turns, 0), number))
 
-    for place, character in enumerate(marked):
-        if character not in alphabet:
-            continue
-        cut(place)
-        start = place + 1
+    for mark in re.finditer(f"[{alphabet}]", marked):
+        character = mark.group()
+        cut(mark.start())
+        start = mark.end()
         if character in (text, end_text):
             literal = character == text
         elif character in (answer, end_answer):
