@@ -154,8 +154,10 @@ def _download(package: Package, directory: Path) -> Path:
     """
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--system-certs", "--no-deps"]
     command += ["--python-platform", "linux", "--python-version", "3.11", "--format", "pylock.toml", "-"]
-    lock = subprocess.run(command, input=package.requirement, text=True, capture_output=True, check=True).stdout
-    found = tomllib.loads(lock)["packages"][0][package.archive]
+    asked = subprocess.run(command, input=package.requirement, text=True, capture_output=True, check=False)
+    if asked.returncode:
+        raise RuntimeError(f"the package index does not give {package.requirement}: {asked.stderr.strip()}")
+    found = tomllib.loads(asked.stdout)["packages"][0][package.archive]
     entry = found[0] if isinstance(found, list) else found
     target = directory / "archive"
     urllib.request.urlretrieve(entry["url"], target)  # noqa: S310 - the index's own, checked below
