@@ -106,6 +106,7 @@ CALLS_ONCE = SlotTemplate(
     assistant="{{content}}<|im_end|>",
     observation="<|im_start|>ipython\n\n{{content}}<|im_end|>",
     tool_format="llama3",
+    one_call=True,
     tools_place="first_user",
     stop_words=(END,),
 )

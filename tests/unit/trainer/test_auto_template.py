@@ -18,7 +18,6 @@ from finetune_trainer.templates.marks import Segment
 from finetune_trainer.templates.template import Thinking
 from finetune_trainer.tokenizer import load_tokenizer, special_tokens
 from formats import (
-    CALLS_ONCE,
     FORMATS,
     NUMBERS_ROUNDS,
     ONE_CALL,
@@ -87,7 +86,7 @@ def test_the_jinja_of_a_declared_template_is_trained_as_the_declaration_says(
     cases = [(PLAIN, []), ([Message("system", "Be."), *PLAIN], [])]
     if template.takes_tools:
         cases += [(ONE_CALL, TOOLS), ([Message("system", "Be."), *ONE_CALL], TOOLS)]
-        if template is not CALLS_ONCE:
+        if not template.one_call:
             cases.append((SEVERAL_CALLS, TOOLS))
     for messages, tools in cases:
         said = messages if may_think(template, thinking) else thoughtless(messages)

@@ -29,6 +29,8 @@ class DeclaredTemplate:
     """What ends an answer; the first one ends every turn."""
     replace_eos: bool = False
     """Export the first stop word as the tokenizer's end-of-sequence token, as serving stops at that."""
+    one_call: bool = False
+    """Whether an answer can call but one tool."""
     thinks_by_default: bool = True
     """Whether a thinking format thinks where nobody says."""
 
@@ -122,6 +124,12 @@ class DeclaredTemplate:
                 ExitCode.TEMPLATE_INVALID,
                 f"spec.template.name: template {self.name} has no format for tools, and a conversation has some; name "
                 "a template that has, such as qwen",
+            )
+        if self.one_call and any(len(message.calls) > 1 for message in messages):
+            raise TrainerError(
+                ExitCode.TEMPLATE_INVALID,
+                f"spec.template.name: template {self.name} calls one tool at a time, and an answer calls several; let "
+                "the calls and their results follow one another, or name a template that can, such as qwen",
             )
         if thinking == "disabled" or not any(message.thought for message in messages):
             return

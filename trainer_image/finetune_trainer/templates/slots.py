@@ -31,6 +31,8 @@ from finetune_trainer.templates.marks import ANSWER, END_ANSWER, TURN
 from finetune_trainer.templates.tool_formats import TOOL_FORMATS, ToolFormat, fixed, person, quote, when
 
 CONTENT, INDEX = "{{content}}", "{{idx}}"
+_BEFORE = "(turns[loop.index0 - 1].role if loop.index0 else '')"
+"""The role of the message before, in Jinja."""
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -45,6 +47,12 @@ class SlotTemplate(DeclaredTemplate):
     """The system message."""
     system_place: Literal["turn", "first_user", "last_user"] = "turn"
     """Where it stands: in a turn of its own, or within the user's slot before the text of the first or last one."""
+    system_start: str = ""
+    """Jinja with marks that stands first in the system's slot."""
+    system_always: bool = False
+    """Whether the system's slot is written without a system message too."""
+    default_system_for_tools: str | None = None
+    """What stands in for a missing system message where tools are listed; None means ``default_system``."""
     user: str
     """A user's message."""
     assistant_header: str = ""
@@ -58,10 +66,17 @@ class SlotTemplate(DeclaredTemplate):
     end: str = ""
     """Ends an answer that no tool's result follows, trained (the guide's ``efficient_eos``); else the end stands in
     ``assistant``."""
+    ended_by_next: bool = False
+    """Whether the word that opens the next turn ends an answer. It is a stop word and trained with the answer; behind
+    the last answer stands the word that would open the user's turn, or the results' where it calls tools."""
+    suffix: str = ""
+    """Written once behind a conversation that asks for no answer; not trained."""
     observation: str | None = None
     """A turn of tools' results. None means as ``user``."""
     result: str | None = None
     """One result of several in a turn; None means that each is a turn of its own."""
+    results_join: str = ""
+    """Between two results of a turn."""
     tool_format: str | ToolFormat | None = None
     """How tools are listed and called: a name of ``TOOL_FORMATS``, or one of the family's own."""
     tools: str = CONTENT
@@ -88,6 +103,10 @@ class SlotTemplate(DeclaredTemplate):
     means the thought words with nothing between."""
     no_thought_within: bool = False
     """Whether an answer of the current turn that another follows (it called tools) has ``no_thought`` too."""
+    thought_once: bool = False
+    """Whether only the first answer to a user has a thought; those behind tools' results go on without."""
+    unthinking: str = ""
+    """Stands behind a user's text where thinking is off, unless that ends so."""
     past_thought: str = ""
     """Stands before the answers of earlier turns, whose thoughts are left out unless thinking is preserved."""
     image: str | None = None
@@ -125,6 +144,9 @@ class SlotTemplate(DeclaredTemplate):
     def body(self) -> str:
         """As :meth:`DeclaredTemplate.body`."""
         trimmed = " | trim" if "system" in self.trims else ""
+        default = "default_system"
+        if self.default_system_for_tools is not None:
+            default = f"{quote(self.default_system_for_tools)} if tools else default_system"
         return "\n".join(
             line
             for line in (
@@ -133,7 +155,7 @@ class SlotTemplate(DeclaredTemplate):
                 f"{{%- set system = messages[0].content{trimmed} -%}}",
                 "{%- set turns = messages[1:] -%}",
                 "{%- else -%}",
-                "{%- set system = default_system -%}{%- set turns = messages -%}",
+                f"{{%- set system = {default} -%}}{{%- set turns = messages -%}}",
                 "{%- endif -%}",
                 "{%- set users = namespace(first=-1, last=-1, count=0) -%}",
                 "{%- for message in turns -%}{%- if message.role == 'user' -%}",
@@ -151,7 +173,7 @@ class SlotTemplate(DeclaredTemplate):
                 *(["{%- elif message.role == 'tool' -%}", self._observation()] if self.takes_tools else []),
                 "{%- else -%}{{- raise_exception('unknown role: ' + message.role) -}}{%- endif -%}",
                 "{%- endfor -%}",
-                when("add_generation_prompt", self._prompt()),
+                when("add_generation_prompt", self._prompt(), fixed(self.suffix)),
             )
             if line
         )
@@ -194,32 +216,45 @@ class SlotTemplate(DeclaredTemplate):
             return before + after
         text = person("system")
         within = self.tools_place in ("system_end", "system_start") and self.takes_tools
-        if not within:
-            return before + when("system", _filled(self.system, text)) + after
-        join = when("system and tools", fixed(self.tools_join))
-        pieces = [when("system", text), join, apart]
+        pieces = [when("system", text)]
+        if within:
+            pieces += [when("system and tools", fixed(self.tools_join)), apart]
         if self.tools_place == "system_start":
             pieces.reverse()
-        return before + when("system or tools", _filled(self.system, "".join(pieces))) + after
+        slot = _filled(self.system, self.system_start + "".join(pieces))
+        written = "system or tools" if within else "system"
+        return before + (slot if self.system_always else when(written, slot)) + after
 
     def _user(self) -> str:
         tools = self._tools()
         first, last = "loop.index0 == users.first", "loop.index0 == users.last"
         before = {"before_first_user": first, "before_last_user": last}.get(self.tools_place)
         fused = {"first_user": first, "last_user": last}.get(self.system_place)
+        opening, _, closing = self.user.partition(CONTENT)
         return "".join(
             (
                 "{%- set users.count = users.count + 1 -%}" if INDEX in self.user else "",
                 TURN,
                 when(f"tools and {before}", tools) if before and tools else "",
-                _filled(
-                    self.user,
-                    (when(f"system and {fused}", _filled(self.system, person("system"))) if fused else "")
-                    + (when(f"tools and {first}", tools) if self.tools_place == "first_user" else "")
-                    + self._user_text(),
-                ),
+                self._opening(opening),
+                when(f"system and {fused}", _filled(self.system, person("system"))) if fused else "",
+                when(f"tools and {first}", tools) if self.tools_place == "first_user" else "",
+                self._user_text(),
+                when(f"not enable_thinking and not {_ends(self.unthinking)}", fixed(self.unthinking)),
+                _numbered(closing),
             )
         )
+
+    def _opening(self, text: str) -> str:
+        """What a turn that is not the assistant's begins with; its first word may end the answer before."""
+        if not self.ended_by_next:
+            return _numbered(text)
+        word = self._opens(text)
+        return fixed(word) + END_ANSWER + _numbered(text.removeprefix(word))
+
+    def _opens(self, turn: str | None) -> str:
+        """The stop word that ``turn`` begins with; without a turn the first."""
+        return next((word for word in self.stop_words if turn and turn.startswith(word)), self.stop_words[0])
 
     def _header(self, before: str) -> str:
         """``before``: the role of the message before."""
@@ -241,7 +276,7 @@ class SlotTemplate(DeclaredTemplate):
             for line in (
                 f"{{%- set content = (message.content or ''){trimmed} -%}}",
                 self._read_thought(),
-                self._header("(turns[loop.index0 - 1].role if loop.index0 else '')"),
+                self._header(_BEFORE),
                 self._thought() if self.thinks else ANSWER,
                 when("message.tool_calls", called, answer),
             )
@@ -255,6 +290,9 @@ class SlotTemplate(DeclaredTemplate):
         cut = min(ends, default=len(after))
         last = "loop.last or turns[loop.index0 + 1].role != 'tool'"
         end = when(last, fixed(self.end)) if self.end else ""
+        if self.ended_by_next:
+            end = when("message.tool_calls", fixed(self._opens(self.observation)), fixed(self._opens(self.user)))
+            return fixed(before) + inner + when("loop.last", end + END_ANSWER)
         return f"{fixed(before)}{inner}{fixed(after[:cut])}{end}{END_ANSWER}{fixed(after[cut:])}"
 
     def _observation(self) -> str:
@@ -265,9 +303,10 @@ class SlotTemplate(DeclaredTemplate):
         read = f"{{%- set content = message.content{trimmed} -%}}"
         turn = self.user if self.observation is None else self.observation
         if self.result is None:
-            return read + _filled(turn, fragments.result)
+            before, _, after = turn.partition(CONTENT)
+            return read + self._opening(before) + fragments.result + fixed(after)
         before, _, after = turn.partition(CONTENT)
-        opens = when("loop.first or turns[loop.index0 - 1].role != 'tool'", fixed(before))
+        opens = when(f"{_BEFORE} != 'tool'", self._opening(before), fixed(self.results_join))
         closes = when("loop.last or turns[loop.index0 + 1].role != 'tool'", fixed(after))
         return read + opens + _filled(self.result, fragments.result) + closes
 
@@ -315,7 +354,7 @@ class SlotTemplate(DeclaredTemplate):
         # A prompt that has opened the thought is answered by closing it.
         absent_on = fixed(opened) + ANSWER + fixed(closed) if self.thought_in_prompt else ANSWER + fixed(self._missing)
         absent = when("enable_thinking", absent_on, fixed(self._missing) + ANSWER)
-        return "".join(
+        begun = "".join(
             (
                 f"{{%- if {shown} -%}}",
                 f"{{%- set content = {self._trim('content', left=True)} -%}}",
@@ -326,17 +365,23 @@ class SlotTemplate(DeclaredTemplate):
                 "{%- endif -%}",
             )
         )
+        return when(f"{_BEFORE} == 'tool'", ANSWER, begun) if self.thought_once else begun
 
     def _prompt(self) -> str:
         header = self._header("turns[-1].role")
         if self.thought_words is None:
             return header
         opened = fixed(self.thought_words[0]) if self.thought_in_prompt else ""
-        return header + (
+        begun = (
             when("enable_thinking", opened, fixed(self._missing))
             if opened
             else when("not enable_thinking", fixed(self._missing))
         )
+        return header + (when("turns[-1].role != 'tool'", begun) if self.thought_once else begun)
+
+
+def _ends(word: str) -> str:
+    return f"(message.content is string and message.content.endswith({quote(word)}))"
 
 
 def _refusal(problem: str) -> str:
