@@ -189,7 +189,7 @@ def _chat_template(job: FineTuneJob, documents: list[Document]) -> ChatTemplateS
             continue
         if report(document, local=True, quiet=True):
             raise CliError(f"{document.file} would be refused for what is said above; correct it first")
-        return ChatTemplate.from_dict(document.body).spec
+        return ChatTemplate.model_validate(document.body).spec
     raise CliError(
         f"spec.template.ref: ChatTemplate {name!r} is in none of these files; give its file with a further -f"
     )

@@ -14,8 +14,16 @@ import yaml
 from finetune_cli.kubectl import Kubectl, KubectlError
 from finetune_operator.core import names
 from installed import PROFILE, json_of, metrics
+from manifests import chat_template
 from team import Team, condition
 from tiny_jobs import PAIRS, ROWS, tiny_job
+
+OWN_FORMAT = {
+    "formatSystem": ["<|im_start|>{{content}}<|im_end|>\n"],
+    "formatUser": ["<|im_start|>Question: {{content}}<|im_end|>\n<|im_start|>Answer: "],
+    "formatAssistant": ["{{content}}<|im_end|>\n"],
+    "stopWords": ["<|im_end|>"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,8 @@ def team(make_team: Callable[[str], Team]) -> Team:
     team = make_team("e2e-runs")
     team.config_map("pairs", pairs__jsonl=PAIRS)
     team.start(tiny_job("adapter"))
-    team.start(tiny_job("whole", method={"full": {}}, dataset__packing=True))
+    team.template(chat_template("ours", **OWN_FORMAT))
+    team.start(tiny_job("whole", method={"full": {}}, dataset__packing=True, template={"ref": "ours"}))
     team.start(
         tiny_job(
             "quantized",
@@ -82,6 +91,9 @@ def test_all_weights_are_trained(team: Team) -> None:
     with team.files("whole-output", read_only=True) as pod:
         found = set(pod.run("ls", f"/volume/{path}").split())
     assert {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json"} <= found
+    assert json.loads(status["chatTemplate"])["formatUser"] == OWN_FORMAT["formatUser"]
+    with team.files("whole-output", read_only=True) as pod:
+        assert "Question: " in pod.run("cat", f"/volume/{path}/chat_template.jinja")
 
 
 def test_adapters_are_trained_on_4_bits_and_merged(team: Team) -> None:

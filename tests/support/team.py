@@ -63,6 +63,10 @@ class Team:
         with self.files(claim) as pod:
             pod.send(source, directory)
 
+    def template(self, manifest: Body) -> None:
+        """Create a ChatTemplate."""
+        self.custom.create_namespaced_custom_object(GROUP, VERSION, self.name, "chattemplates", manifest)
+
     def start(self, manifest: Body) -> str:
         """Create a FineTuneJob; gives its name."""
         body = self.custom.create_namespaced_custom_object(
