@@ -96,6 +96,8 @@ def plan(
         CliError: it names what only a cluster has.
     """
     spec = job.spec
+    if spec.distributed.nodes > 1:
+        raise CliError(f"spec.distributed.nodes is {spec.distributed.nodes}, and this is one machine; set it to 1")
     files: dict[Path, bytes] = {}
     notes: list[str] = []
 

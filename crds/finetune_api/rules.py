@@ -204,6 +204,15 @@ CONFLICTS: tuple[Rule, ...] = (
         "fp8 needs a base that is not quantized",
     ),
     Rule(
+        "output.claim.accessMode",
+        both(
+            MoreThan("distributed.nodes", 1),
+            Not(Present("output.claim.name")),
+            Not(OneOf("output.claim.accessMode", ("ReadWriteMany",))),
+        ),
+        "pods on several nodes write to one claim: use ReadWriteMany, or name a claim that has it",
+    ),
+    Rule(
         "template.ref",
         both(Present("template.ref"), Not(OneOf("template.name", ("auto",)))),
         "set name or ref, not both",
@@ -312,7 +321,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
     ),
     _later("weight", Not(OneOf("weight", (1.0,))), "leave weight at 1", SOURCES),
     _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),
-    _later("distributed.nodes", MoreThan("distributed.nodes", 1), "use one node"),
     _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
     _later("scheduling.queueName", Present("scheduling.queueName"), "leave it unset"),
     _later("output.push", Present("output.push"), "fetch the result with finetune fetch"),

@@ -374,13 +374,23 @@ CASES: tuple[Case, ...] = (
         "multiple of microBatchSize",
     ),
     Case(
+        "two nodes",
+        {"distributed": {"nodes": 2}, "output": {"claim": {"accessMode": "ReadWriteMany"}}},
+    ),
+    Case("two nodes and a claim by name", {"distributed": {"nodes": 2}, "output": {"claim": {"name": "shared"}}}),
+    Case("two nodes and a claim of one", {"distributed": {"nodes": 2}}, "output.claim.accessMode: pods on several"),
+    Case(
         "an indivisible batch over nodes",
-        {"hyperparameters": {"globalBatchSize": 8}, "distributed": {"nodes": 3}},
+        {"hyperparameters": {"globalBatchSize": 8}, "distributed": {"nodes": 3}, "output": {"claim": {"name": "c"}}},
         "multiple of microBatchSize",
     ),
     Case(
         "an automatic micro-batch of an indivisible batch",
-        {"hyperparameters": {"globalBatchSize": 8, "microBatchSize": "auto"}, "distributed": {"nodes": 3}},
+        {
+            "hyperparameters": {"globalBatchSize": 8, "microBatchSize": "auto"},
+            "distributed": {"nodes": 3},
+            "output": {"claim": {"name": "c"}},
+        },
         "multiple of microBatchSize",
     ),
     Case("offload without zero", {"distributed": {"offload": "optimizer", "strategy": "ddp"}}, "offload is DeepSpeed"),
@@ -423,7 +433,6 @@ CASES: tuple[Case, ...] = (
     Case("a weighted source", {SOURCE: {"uri": "configmap://a/b", "weight": 2.5}}, LATER),
     Case("a template of one's own", {"template": {"ref": "mine"}}),
     Case("unsloth", {"acceleration": {"unsloth": True}}, LATER),
-    Case("two nodes", {"distributed": {"nodes": 2}}, LATER),
     Case("sequence parallelism", {"distributed": {"sequenceParallel": 2}}, LATER),
     Case("a queue", {"scheduling": {"queueName": "q"}}, LATER),
     Case("a push", {"output": {"push": {"uri": "hf://org/tuned"}}}, LATER),

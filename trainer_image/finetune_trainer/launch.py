@@ -30,6 +30,8 @@ RENDEZVOUS_SECONDS = 900
 """Longest wait for the other nodes: their images may still be pulled."""
 _STOP_SECONDS = 15
 """A worker that waits for a dead peer hears no SIGTERM; it is killed after this."""
+_ASK_AGAIN = 0.5
+"""Seconds between two questions to the name server, which cannot be told to call back."""
 _LOOPBACK = "127.0.0.1"
 
 
@@ -81,6 +83,7 @@ def launch(config: TrainerConfig, path: Path, interrupted: Interruption) -> Term
         TrainerError: CONFIG_INVALID; COLLECTIVE_TIMEOUT where the nodes did not find each other.
     """
     place = find_place(config, dict(os.environ))
+    await_name(place.coordinator.rpartition(":")[0], RENDEZVOUS_SECONDS)
     local = processes_per_node(config)
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads // local))
@@ -98,6 +101,28 @@ def launch(config: TrainerConfig, path: Path, interrupted: Interruption) -> Term
         finally:
             del os.environ[DIRECTORY_ENV]
         return _told(peers, exits, interrupted)
+
+
+def await_name(host: str, seconds: float) -> None:
+    """Wait until ``host`` has an address: node 0's pod may have none yet.
+
+    Raises:
+        TrainerError: COLLECTIVE_TIMEOUT.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+        except socket.gaierror as error:
+            if time.monotonic() > deadline:
+                raise TrainerError(
+                    ExitCode.COLLECTIVE_TIMEOUT,
+                    f"node 0 has no address by its name {host} after {seconds:.0f} s ({error.strerror}): its pod did "
+                    "not start, or the cluster's DNS does not serve headless Services",
+                ) from error
+            time.sleep(_ASK_AGAIN)
+        else:
+            return
 
 
 def _told(peers: Peers, exits: dict[int, tuple[int, float]], interrupted: Interruption) -> TerminationReport:

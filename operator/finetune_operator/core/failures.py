@@ -42,6 +42,7 @@ _POD_REASONS: dict[str, FailureReason] = {
     "NodeAffinity": R.EVICTED,
     "UnexpectedAdmissionError": R.EVICTED,
 }
+_CONSEQUENCES = (ExitCode.COLLECTIVE_TIMEOUT, ExitCode.INTERRUPTED)
 _CANNOT_START = frozenset({"StartError", "ContainerCannotRun", "RunContainerError"})
 
 
@@ -77,7 +78,16 @@ def of_job(job: Body, pods: list[Body], *, attempt: int) -> Failure:
     if not failed:
         what = condition.get("message") or "Its pod is gone and left no word."
         return gone(f"{job['metadata']['name']}: {what}", attempt=attempt)
-    return of_pod(min(failed, key=_ended) if attempt else max(failed, key=_ended), attempt=attempt)
+    if not attempt:
+        return of_pod(max(failed, key=_ended), attempt=attempt)
+    return of_pod(min(failed, key=lambda pod: (_follows(pod), _ended(pod))), attempt=attempt)
+
+
+def _follows(pod: Body) -> bool:
+    """Whether ``pod`` of several most likely ended because another had: it waited for its peers in vain, or was told to
+    end with its Job. Times alone do not tell: they have whole seconds."""
+    code = (container_state(pod, "terminated") or {}).get("exitCode")
+    return _condition_of(pod, "DisruptionTarget") is None and code in _CONSEQUENCES
 
 
 def gone(what: str, *, attempt: int) -> Failure:

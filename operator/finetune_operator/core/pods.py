@@ -12,17 +12,22 @@ from typing import Any
 from finetune_api.running import Toleration
 from finetune_api.trainer_config import (
     ATTEMPT_ENV,
+    COORDINATOR_ENV,
+    NODE_RANK_ENV,
     PROGRESS_CA_FILE_ENV,
     PROGRESS_TOKEN_FILE_ENV,
     PROGRESS_URL_ENV,
 )
 
 from finetune_operator.core import names
+from finetune_operator.core.children import INDEX_ANNOTATION
 from finetune_operator.core.plan import CACHE_MOUNT, CONFIG_FILE, CONFIG_MOUNT, VOLUME_MOUNT, Plan
 
 TOKEN_MOUNT = "/var/run/finetune"  # noqa: S105 - a path
 TOKEN_SECONDS = 3600
 CONTAINER = "trainer"
+COORDINATOR_PORT = 29500
+"""torchrun's own."""
 _TERMINATION_MARGIN = 30
 """Seconds beyond the checkpoint's grace: the trainer still has to flush and write its report."""
 _SUFFIXES = {
@@ -127,10 +132,22 @@ def _environment(plan: Plan, component: str, attempt: int, progress_url: str) ->
             "KUBEFLOW_TRAINER_SERVER_TOKEN": token,
             "KUBEFLOW_TRAINER_SERVER_CA_CERT": ca,
         }
+    if component == names.TRAIN and plan.job.spec.distributed.nodes > 1:
+        values[COORDINATOR_ENV] = _coordinator(plan, attempt)
     plain: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in values.items()]
+    if COORDINATOR_ENV in values:
+        index = f"metadata.annotations['{INDEX_ANNOTATION}']"
+        plain.append({"name": NODE_RANK_ENV, "valueFrom": {"fieldRef": {"fieldPath": index}}})
     return plain + [
         {"name": s.variable, "valueFrom": {"secretKeyRef": {"name": s.secret, "key": s.key}}} for s in plan.secrets
     ]
+
+
+def _coordinator(plan: Plan, attempt: int) -> str:
+    """Where the pods meet: the first one, by the name that an Indexed Job's pods have in the headless Service. Each
+    attempt's is another, so that a pod of an earlier one finds nobody."""
+    pod = f"{names.train_job(plan.name, attempt)}-0"
+    return f"{pod}.{names.service(plan.name)}.{plan.namespace}.svc:{COORDINATOR_PORT}"
 
 
 def _prepare_resources(plan: Plan) -> dict[str, Any]:

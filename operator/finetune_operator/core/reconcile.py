@@ -250,10 +250,11 @@ class _Reconciliation:
 
     def training(self, plan: Plan, job: Body, pods: list[Body], attempt: int) -> None:
         again = self.before.phase == "Running" and self.before.attempt == attempt
-        begun = any(is_running(pod) or container_state(pod, "terminated") for pod in pods)
+        started = [pod for pod in pods if is_running(pod) or container_state(pod, "terminated")]
+        begun = len(started) >= plan.job.spec.distributed.nodes  # they wait for each other
         suffix = "" if attempt == 1 else f", attempt {attempt}"
         if not (begun or again):
-            self.pending(plan, job, pods, "Queued", f"The training pod waits for a node{suffix}.")
+            self.pending(plan, job, pods, "Queued", f"{_training_waits(plan)}{suffix}.")
             return
         if not again:
             at = next((pod.get("spec", {}).get("nodeName") for pod in pods if is_running(pod)), None)
@@ -274,7 +275,7 @@ class _Reconciliation:
         self.applied += [manifests.service(plan), body]
         self.update(attempt=attempt)
         suffix = "" if attempt == 1 else f", attempt {attempt}"
-        self.wait("Queued", "Queued", f"The training pod waits for a node{suffix}.", _LOOK_AGAIN)
+        self.wait("Queued", "Queued", f"{_training_waits(plan)}{suffix}.", _LOOK_AGAIN)
 
     def attempt_failed(
         self, plan: Plan, failure: Failure, report: TerminationReport | None, ended: datetime | None
@@ -408,3 +409,8 @@ class _Reconciliation:
 
     def _message_of(self, kind: str) -> str:
         return next((condition.message for condition in self.before.conditions if condition.type == kind), "")
+
+
+def _training_waits(plan: Plan) -> str:
+    nodes = plan.job.spec.distributed.nodes
+    return "The training pod waits for a node" if nodes == 1 else f"The {nodes} training pods wait for nodes"

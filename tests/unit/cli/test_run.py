@@ -243,6 +243,11 @@ def test_local_files_and_binary_data(tmp_path: Path) -> None:
     ("old", "new", "told"),
     [
         ("hf://org/model", "pvc://claim/m", "spec.model.source: pvc://claim/m is a claim of a cluster; give file://"),
+        (
+            "method:\n",
+            "distributed: {nodes: 2}\n  output: {claim: {name: c}}\n  method:\n",
+            "nodes is 2, and this is one",
+        ),
         ("configmap://rows/rows.jsonl", "configmap://other/rows.jsonl", "is in none of these files"),
         ("configmap://rows/rows.jsonl", "configmap://rows/no.jsonl", "has no key 'no.jsonl'"),
         ("configmap://rows/rows.jsonl", "configmap://rows/a/b", "a ConfigMap's keys have no '/'"),

@@ -104,6 +104,17 @@ def test_the_rank_that_failed_first_is_the_cause() -> None:
     assert (told.reason, told.rank) == ("CudaOutOfMemory", 1)
 
 
+def test_the_cause_comes_before_what_followed_from_it_in_the_same_second() -> None:
+    job = batch_job(ended="Failed")
+    pods = []
+    for rank, code in ((0, ExitCode.COLLECTIVE_TIMEOUT), (1, ExitCode.INTERRUPTED), (2, 137)):
+        pod = pod_of(job, phase="Failed", state=terminated(code, at_second=3.0))
+        pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"] = str(rank)
+        pods.append(pod)
+    assert failures.of_job(job, pods, attempt=1).rank == 2
+    assert failures.of_job(job, pods[:2], attempt=1).reason == "NCCLTimeout"
+
+
 def test_of_several_prepare_runs_the_last_one_counts() -> None:
     job = batch_job("prepare", ended="Failed")
     pods = [pod_of(job, phase="Failed", state=terminated(c, at_second=s)) for c, s in ((25, 1.0), (20, 2.0))]

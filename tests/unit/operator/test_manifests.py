@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from finetune_api.profile import TrainingProfileSpec
-from finetune_api.trainer_config import TrainerConfig
+from finetune_api.trainer_config import COORDINATOR_ENV, NODE_RANK_ENV, TrainerConfig
 from finetune_operator.core import manifests, names
 from finetune_operator.core.plan import Plan, Refused
 from finetune_operator.core.pods import quantity
@@ -101,6 +101,19 @@ def test_several_gpus_are_one_pod_s_request_and_reach_the_trainer() -> None:
     assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
     config = TrainerConfig.model_validate_json(manifests.config_map(plan, name="c")["data"]["config.json"])
     assert (config.distributed.gpus_per_node, config.distributed.strategy) == (4, "zero3")
+
+
+def test_several_nodes_meet_at_the_first_pod_of_their_attempt() -> None:
+    plan = plan_of(job_body(distributed={"nodes": 3, "gpusPerNode": 8}, output={"claim": {"name": "shared"}}))
+    job = train(plan, attempt=2)
+    assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (3, 3)
+    variables = {one["name"]: one for one in container(job)["env"]}
+    assert variables[COORDINATOR_ENV]["value"] == f"tune-train-2-0.{pod(job)['subdomain']}.team.svc:29500"
+    assert manifests.service(plan)["metadata"]["name"] == pod(job)["subdomain"]
+    index = variables[NODE_RANK_ENV]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert COORDINATOR_ENV not in json.dumps(prepare(plan))
+    assert COORDINATOR_ENV not in json.dumps(train(plan_of()))
 
 
 def test_all_but_claims_and_the_authority_are_owned_by_the_job() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finetune_api.failures import ExitCode
@@ -12,7 +15,7 @@ from finetune_api.reports import TerminationReport
 from finetune_api.trainer_config import COORDINATOR_ENV, NODE_RANK_ENV, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.launch import find_place, needed
+from finetune_trainer.launch import await_name, find_place, needed
 from finetune_trainer.peers import Ended, Peers, die_with_parent, lost_peer, verdict
 
 
@@ -26,6 +29,29 @@ OK, OOM, LOST, TOLD = (
     ExitCode.COLLECTIVE_TIMEOUT,
     ExitCode.INTERRUPTED,
 )
+
+
+class TestName:
+    """Of node 0, which has an address once its pod has."""
+
+    def test_is_awaited(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[str] = []
+
+        def lookup(host: str, _port: None) -> list[Any]:
+            asked.append(host)
+            if len(asked) < 3:
+                raise socket.gaierror(-2, "Name or service not known")
+            return []
+
+        monkeypatch.setattr(socket, "getaddrinfo", lookup)
+        monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+        await_name("job-0.job", 60)
+        assert asked == ["job-0.job"] * 3
+
+    def test_that_never_comes_is_a_time_out(self) -> None:
+        with pytest.raises(TrainerError, match=r"no address by its name nowhere\.invalid after 0 s") as told:
+            await_name("nowhere.invalid", 0)
+        assert told.value.exit_code is ExitCode.COLLECTIVE_TIMEOUT
 
 
 @pytest.mark.parametrize(
