@@ -56,7 +56,7 @@ class DatasetSource(ApiModel):
 
     uri: DatasetUri
     """Where the rows are: `hf://organisation/name/file`, `pvc://claim/path`, `configmap://name/key`, `s3://…`,
-    `https://…`; `file:///path` for `finetune run` alone. JSON lines or a JSON array."""
+    `https://…`; `file:///path` for `finetune run` alone. JSON lines, a JSON array, CSV, Parquet or Arrow."""
     format: DatasetFormat = "alpaca"
     """Shape of a row. `alpaca`: instruction, input, output. `sharegpt`: conversations of from/value. `openai`:
     messages of role/content. `text`: text, for stage pt. `preference`: a prompt with a chosen and a rejected answer.

@@ -14,6 +14,7 @@ from finetune_trainer import hub
 from finetune_trainer.base_model import digest_of_files
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.log import log
+from finetune_trainer.row_files import SUFFIXES
 from finetune_trainer.samples import Sample, read_samples
 
 
@@ -65,7 +66,7 @@ def find_sources(config: TrainerConfig) -> list[FoundSource]:
         else:
             uri = _hub_uri(source.uri, field)
             repository = hub.Repository("dataset", uri.name, "main", field, source.token_env)
-            files = [hub.fetch_file(repository, uri.path, source.split, Path(config.paths.cache))]
+            files = hub.fetch_files(repository, uri.path, source.split, Path(config.paths.cache))
         found.append(FoundSource(source, field, tuple(files)))
     return found
 
@@ -113,13 +114,12 @@ def _files(path: Path, source: ResolvedSource, field: str) -> list[Path]:
     if not path.is_dir():
         raise TrainerError(ExitCode.DATASET_NOT_FOUND, f"{field}: {source.uri}: there is no file {path}")
     rows = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix in (".json", ".jsonl") and not file.name.startswith(".") and file.is_file()
+        file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
     if not rows:
         raise TrainerError(
-            ExitCode.DATASET_NOT_FOUND, f"{field}: {source.uri}: the directory {path} has no .jsonl or .json file"
+            ExitCode.DATASET_NOT_FOUND,
+            f"{field}: {source.uri}: the directory {path} has no file of rows ({', '.join(SUFFIXES)})",
         )
     return rows
 

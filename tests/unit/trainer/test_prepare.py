@@ -289,7 +289,9 @@ def test_no_data_set(job: TrainerConfig, tmp_path: Path) -> None:
     assert said.startswith("spec.dataset.sources[1].uri: pvc://data/gone.jsonl: there is no file")
     (tmp_path / "empty").mkdir()
     empty = ResolvedSource(uri="pvc://data/empty", path=str(tmp_path / "empty"))
-    assert r"has no .jsonl or .json file" in refused(edited(job, sources=[empty]), ExitCode.DATASET_NOT_FOUND)
+    assert "has no file of rows (.jsonl, .json, .csv" in refused(
+        edited(job, sources=[empty]), ExitCode.DATASET_NOT_FOUND
+    )
 
 
 @pytest.mark.parametrize("state", ["does not exist", "is empty", "is a file"])
