@@ -75,10 +75,15 @@ class ResolvedSource(ApiModel):
     """Column names of the set by ours."""
     split: str = "train"
     """Split."""
-    weight: float = 1.0
+    weight: float | None = None
     """Share."""
+    sha256: str | None = None
+    """What the one file must hash to."""
     token_env: str | None = None
     """Environment variable that holds the token."""
+    credentials_env: str | None = None
+    """Prefix of the environment variables that hold an object store's credentials, such as `X_` of
+    `X_AWS_ACCESS_KEY_ID`. None: those of the environment itself, or none."""
 
 
 class Paths(ApiModel):
@@ -102,6 +107,7 @@ class TrainerConfig(ApiModel):
     max_length: int = 2048
     packing: bool = False
     validation: ValidationSpec = ValidationSpec()
+    on_error: Literal["fail", "skip"] = "fail"
     method: MethodSpec
     quantization: QuantizationSpec | None = None
     precision: Precision = "bf16"
@@ -145,6 +151,7 @@ def resolve_config(
         max_length=spec.dataset.max_length,
         packing=spec.dataset.packing,
         validation=spec.dataset.validation,
+        on_error=spec.dataset.on_error,
         method=spec.resolved_method,
         quantization=spec.quantization,
         precision=spec.precision,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 from array import array
 from collections.abc import Iterator
+from collections.abc import Sequence as Values
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,20 @@ class StoreWriter:
         self.supervised.append(int(trained.sum()))
         if desirable is not None:
             self.desirable.append(desirable)
+
+    def extend(
+        self, ids: np.ndarray, trained: np.ndarray, lengths: Values[int], *, desirable: Values[bool], rows: Values[int]
+    ) -> None:
+        """Append samples, one behind another in ``ids`` and ``trained``; ``desirable`` is empty where the data do not
+        say it."""
+        self._files["tokens"].write(ids.astype(_TYPES["tokens"], copy=False).tobytes())
+        self._files["trained"].write(trained.astype(_TYPES["trained"], copy=False).tobytes())
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        counts = np.concatenate([[0], np.cumsum(trained, dtype=np.int64)])
+        self.lengths.extend(lengths)
+        self.supervised.extend(np.diff(counts[starts]).tolist())
+        self.desirable.extend(desirable)
+        self._rows.extend(rows)
 
     def finish(self, train: list[list[int]], validation: list[list[int]], facts: dict[str, Any]) -> None:
         """Write which samples make up which sequence, and at last the manifest with ``facts``."""

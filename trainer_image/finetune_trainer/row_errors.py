@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from finetune_api.failures import ExitCode
 
 from finetune_trainer.errors import TrainerError
@@ -32,7 +34,7 @@ class RowError(TrainerError):
         self.reason = reason
         """What is counted; the same for all rows with this fault."""
 
-    def __reduce__(self) -> tuple[type[RowError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[RowError], tuple[Any, ...]]:
         """For workers, which hand errors over as bytes."""
         return type(self), (self.where, self.problem, self.reason)
 

@@ -215,15 +215,15 @@ def _misread(error: UnicodeDecodeError, where: str) -> RowError:
 
 def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
     try:
-        yield from batch.to_pylist()
-        return
+        rows = batch.to_pylist()
     except UnicodeDecodeError:
-        pass
-    for index in range(batch.num_rows):
-        try:
-            yield batch.slice(index, 1).to_pylist()[0]
-        except UnicodeDecodeError as error:
-            yield error
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield error
+    else:
+        yield from rows
 
 
 def _parquet_batches(file: Path) -> Iterator[pa.RecordBatch]:

@@ -14,8 +14,7 @@ from finetune_trainer import hub
 from finetune_trainer.base_model import digest_of_files
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.log import log
-from finetune_trainer.row_files import SUFFIXES
-from finetune_trainer.samples import Sample, read_samples
+from finetune_trainer.row_files import SUFFIXES, RawRow, raw_rows
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,20 @@ class FoundSource:
     field: str
     files: tuple[Path, ...]
 
-    def samples(self) -> Iterator[Sample]:
-        """Stream its rows.
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def rows(self) -> Iterator[RawRow]:
+        """Stream its rows, unread.
 
         Raises:
-            TrainerError: DATASET_INVALID, naming the source as the user wrote it, file and row.
+            TrainerError: DATASET_INVALID where a file cannot be read further, naming the source as the user wrote it.
         """
         for file in self.files:
             try:
-                yield from read_samples(self.source, file)
+                yield from raw_rows(file)
             except TrainerError as error:
                 raise TrainerError(error.exit_code, f"{self.field} ({self.source.uri}): {error}") from error
             except OSError as error:

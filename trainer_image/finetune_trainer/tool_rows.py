@@ -26,8 +26,8 @@ def tools_in(row: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
 
 
 def calls_in(turn: dict[str, Any], place: str, where: str) -> tuple[tuple[ToolCall, str | None], ...]:
-    """The calls of an assistant's turn in OpenAI's shape, each with its id: ``tool_calls``, or the one ``function_call``
-    of before.
+    """The calls of an assistant's turn in OpenAI's shape, each with its id: ``tool_calls``, or the older
+    ``function_call``.
 
     Raises:
         RowError: naming the call and its field.

@@ -232,8 +232,8 @@ def checked(turns: list[Turn], where: str) -> tuple[Message, ...]:
         expected = _expected(before)
         if turn.role not in expected:
             raise invalid(where, f"{turn.place}: turn {number} is of {turn.role}, where {' or '.join(expected)}'s must "
-                          "be: user and assistant take turns, a tool answers an assistant's calls, and a system message "
-                          "comes first", ORDER)  # fmt: skip
+                          "be: user and assistant take turns, tools answer an assistant's calls, a system message is "
+                          "first", ORDER)  # fmt: skip
         if not turn.message.content.strip() and not turn.message.calls and turn.role != "tool":
             raise invalid(where, f"{turn.place}: turn {number}, of {turn.role}, is empty", EMPTY)
         before = turn

@@ -16,7 +16,6 @@ from fake_hub import FakeHub
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import ResolvedModel, ResolvedSource, TrainerConfig
 from finetune_api.training import HyperparametersSpec, TemplateSpec, ValidationSpec
-from finetune_trainer import prepare as prepare_module
 from finetune_trainer import prepared as prepared_module
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.prepare import prepare
@@ -119,6 +118,7 @@ def test_equal_data_is_prepared_once_whatever_the_job(job: TrainerConfig, tmp_pa
         {"template": TemplateSpec(mask_history=True)},
         {"validation": ValidationSpec(fraction=0.5)},
         {"hyperparameters": HyperparametersSpec(seed=1)},
+        {"on_error": "skip"},
     ],
 )
 def test_whatever_changes_the_data_changes_the_digest(job: TrainerConfig, change: dict[str, Any]) -> None:
@@ -205,8 +205,15 @@ def test_long_conversations_are_cut_and_too_long_ones_counted(job: TrainerConfig
     assert report.dataset is not None
     assert report.dataset.truncated == 1
     assert [row.to_dict() for row in report.dataset.dropped] == [
-        {"reason": "first exchange longer than maxLength", "count": 2, "first": "rows.jsonl:42"}
+        {
+            "reason": "first exchange longer than maxLength",
+            "count": 2,
+            "first": "rows.jsonl:42",
+            "examples": ["rows.jsonl:42", "rows.jsonl:43"],
+        }
     ]
+    (cut,) = report.dataset.truncations
+    assert (cut.reason, cut.count, cut.examples) == ("later turns beyond maxLength", 1, ["rows.jsonl:41"])
     assert report.dataset.samples == 41
 
 
@@ -220,6 +227,54 @@ def test_several_sources_and_directories_are_read_in_order(job: TrainerConfig, t
     assert len(load_prepared(job).train) == len(ROWS) + 4
     again = load_prepared(job).train
     assert np.array_equal(again[len(ROWS)].input_ids, again[0].input_ids)
+
+
+def weighted(job: TrainerConfig, tmp_path: Path, *weights: float | None, **fields: Any) -> TrainerConfig:
+    """40 rows of one source and 10 of another."""
+    more = [{"instruction": f"Colour {n}?", "output": "Red."} for n in range(10)]
+    sources = [job.sources[0], local_source(write_rows(tmp_path / "data" / "more.jsonl", more))]
+    for index, weight in enumerate(weights):
+        sources[index] = sources[index].model_copy(update={"weight": weight})
+    return edited(job, sources=sources, **fields)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_sources_are_mixed_by_weight(job: TrainerConfig, tmp_path: Path, packing: bool) -> None:
+    report = prepare(weighted(job, tmp_path, 3.0, 2.0, packing=packing))
+    assert report.dataset is not None
+    assert [one.to_dict() for one in report.dataset.sources] == [
+        {"uri": "configmap://rows/rows.jsonl", "rows": 40, "samples": 30},
+        {"uri": "configmap://rows/more.jsonl", "rows": 10, "samples": 20},
+    ]
+    train = load_prepared(job).train
+    found = samples_of(train)
+    assert report.dataset.samples == len(found) == train.samples == 50
+    assert sorted(found.count(one) for one in set(found)) == [1] * 30 + [2] * 10
+    assert report.dataset.tokens == sum(map(len, found)) == train.tokens
+
+
+def test_without_weights_each_row_is_used_once(job: TrainerConfig, tmp_path: Path) -> None:
+    report = prepare(weighted(job, tmp_path, None, None))
+    assert report.dataset is not None
+    assert [(one.rows, one.samples) for one in report.dataset.sources] == [(40, 40), (10, 10)]
+
+
+def test_a_mix_does_not_touch_what_is_held_out(job: TrainerConfig, tmp_path: Path) -> None:
+    held_out = []
+    for weight in (None, 0.1):
+        prepare(weighted(job, tmp_path, weight, None, validation=ValidationSpec(fraction=0.2)))
+        held_out.append(samples_of(load_prepared(job).validation))
+        assert not set(held_out[-1]) & set(samples_of(load_prepared(job).train))
+    assert held_out[0] == held_out[1]
+    assert len(held_out[0]) == 10
+
+
+def test_a_source_that_is_repeated_too_often_is_warned_of(
+    job: TrainerConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="finetune")
+    prepare(weighted(job, tmp_path, None, 100.0))
+    assert "each sample of configmap://rows/more.jsonl is trained on 4.9 times in an epoch" in caplog.text
 
 
 def test_the_log_tells_the_first_sample_and_the_sum(job: TrainerConfig, caplog: pytest.LogCaptureFixture) -> None:
@@ -273,6 +328,63 @@ def test_a_malformed_row_is_named_with_source_file_and_line(job: TrainerConfig) 
 def test_no_rows(job: TrainerConfig) -> None:
     said = refused(with_rows(job, []), ExitCode.DATASET_INVALID)
     assert "there are no rows in configmap://rows/rows.jsonl" in said
+
+
+def test_one_source_of_two_without_rows(job: TrainerConfig, tmp_path: Path) -> None:
+    empty = local_source(write_rows(tmp_path / "data" / "empty.jsonl", []))
+    said = refused(edited(job, sources=[job.sources[0], empty]), ExitCode.DATASET_INVALID)
+    assert said == "spec.dataset.sources[1].uri: there are no rows in configmap://rows/empty.jsonl"
+
+
+BAD_LINES = [
+    "{broken",
+    '{"instruction": "a"}',
+    '{"instruction": "a", "output": " "}',
+    '{"instruction": "a", "output": "b", "output": "c"}',
+    '{"instruction": "a", "output": "\\u0000"}',
+    '{"instruction": "a", "output": 3}',
+    "7",
+    '{"instruction": "a", "output": "b", "tools": "{"}',
+    '{"instruction": "a", "output": "b", "images": ["gone.jpg"]}',
+    "{broken too",
+]
+
+
+def test_bad_rows_are_skipped_and_counted_where_the_job_says_so(job: TrainerConfig) -> None:
+    bad = edited(with_rows(job, ROWS), on_error="skip")
+    with Path(str(bad.sources[0].path)).open("a") as file:
+        file.write("\n".join(BAD_LINES))
+    assert refused(edited(bad, on_error="fail"), ExitCode.DATASET_INVALID).endswith("at column 2")
+    report = prepare(bad)
+    assert report.dataset is not None
+    assert report.dataset.samples == len(ROWS)
+    assert {row.reason: row.count for row in report.dataset.dropped} == {
+        "malformed JSON": 2,
+        "missing field": 1,
+        "empty field or turn": 1,
+        "duplicate keys": 1,
+        "not UTF-8, or not text": 1,
+        "field of a wrong type": 1,
+        "not an object": 1,
+        "malformed tools or calls": 1,
+        "images, videos or audio": 1,
+    }
+    first = report.dataset.dropped[0]
+    assert first.reason == "malformed JSON"  # most first
+    assert first.first == "rows.jsonl:41"
+    assert [example.partition(": ")[0] for example in first.examples] == ["rows.jsonl:41", "rows.jsonl:50"]
+    assert first.examples[0].startswith("rows.jsonl:41: is not JSON: Expecting property name")
+
+
+def test_a_file_that_cannot_be_read_further_fails_a_job_that_skips_rows(job: TrainerConfig) -> None:
+    bad = edited(with_rows(job, ROWS), on_error="skip")
+    Path(str(bad.sources[0].path)).write_text('[{"instruction": "a", "output": "b"}, {broken}]')
+    assert "rows.jsonl[2]: is not JSON" in refused(bad, ExitCode.DATASET_INVALID)
+
+
+def test_bad_rows_alone_are_no_data(job: TrainerConfig) -> None:
+    said = refused(edited(with_rows(job, [{"instruction": "a"}]), on_error="skip"), ExitCode.NO_SUPERVISED_TOKENS)
+    assert "missing field: 1 (first rows.jsonl:1)" in said
 
 
 def test_no_token_to_train_on(job: TrainerConfig) -> None:
@@ -369,7 +481,7 @@ def test_a_cache_that_fills_up_leaves_nothing_behind(job: TrainerConfig, monkeyp
     def full(*_: Any, **_options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepare_module.StoreWriter, "add", full)
+    monkeypatch.setattr(prepared_module.StoreWriter, "extend", full)
     assert "the cache volume is full" in refused(job, ExitCode.VOLUME_FULL)
     assert not list((Path(job.paths.cache) / "prepared").iterdir())
 

@@ -102,6 +102,9 @@ def test_labels_in_csv(tmp_path: Path) -> None:
     assert [sample.desirable for sample in samples] == [True, False]
 
 
+START = '[{"instruction": "a", "output": "b"}'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
@@ -120,12 +123,12 @@ def test_labels_in_csv(tmp_path: Path) -> None:
          "a.json[2]: has the key 'output' twice"),
         ("a.json", '[{"instruction": "a", "output": "b"},\n {"instruction": a}]',
          "a.json[2]: is not JSON: Expecting value at line 2, column 18"),
-        ("a.json", '[{"instruction": "a", "output": "b"} {}]', "a.json[1]: is not JSON: '{', where ']' must be at line 1"),
-        ("a.json", '[{"instruction": "a", "output": "b"}', "a.json[1]: is not JSON: the end of the file, where ']' must be"),
-        ("a.json", '[{"instruction": "a", "output": "b"}]]', "a.json[1]: is not JSON: ']' behind the array's end at line 1, column 38"),
-        ("a.json", b'[{"instruction": "a", "output": "b"}, {"instruction": "\xff"}]', "a.json[2]: is not UTF-8 at byte 55"),
+        ("a.json", f"{START} {{}}]", "a.json[1]: is not JSON: '{', where ']' must be at line 1"),
+        ("a.json", START, "a.json[1]: is not JSON: the end of the file, where ']' must be"),
+        ("a.json", f"{START}]]", "a.json[1]: is not JSON: ']' behind the array's end at line 1, column 38"),
+        ("a.json", START.encode() + b', {"instruction": "\xff"}]', "a.json[2]: is not UTF-8 at byte 55"),
         ("a.json", '[{"instruction": "a", "output": "' + "b" * 10_000_000 + '"}]', "a.json[1]: is longer than 8 MiB"),
-        ("a.json", '[{"instruction": "a", "output": "' + "b" * 20_000_000, "a.json[1]: is longer than 8 MiB, or malformed"),
+        ("a.json", '[{"instruction": "' + "b" * 20_000_000, "a.json[1]: is longer than 8 MiB, or malformed"),
         ("a.json", "[" + "[" * 200_000, "a.json[1]: is JSON beyond all bounds"),
     ],
 )  # fmt: skip

@@ -103,9 +103,10 @@ def test_no_tools(tmp_path: Path, tools: Any) -> None:
 
 
 def test_calls_of_sharegpt(tmp_path: Path) -> None:
+    call = '{"name": "weather", "arguments": {"city": "Rome"}}'
     turns = [
         {"from": "human", "value": "Rome?"},
-        {"from": "function_call", "value": '<think>A city.</think>\n\n{"name": "weather", "arguments": {"city": "Rome"}}'},
+        {"from": "function_call", "value": f"<think>A city.</think>\n\n{call}"},
         {"from": "observation", "value": "21"},
         {"from": "gpt", "value": "Sunny."},
     ]  # fmt: skip
@@ -175,10 +176,12 @@ def test_a_pair_has_tools_and_thoughts_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("turns", "problem"),
     [
-        ([user(), assistant(None, tool_calls=[called("{city")])], "messages[1].tool_calls[0].function.arguments is not JSON"),
+        ([user(), assistant(None, tool_calls=[called("{city")])],
+         "messages[1].tool_calls[0].function.arguments is not JSON"),
         ([user(), assistant(None, tool_calls=[called("[1]")])], "arguments must be an object, not list"),
         ([user(), assistant(None, tool_calls=[called('{"a": 1, "a": 2}')])], "arguments has the key 'a' twice"),
-        ([user(), assistant(None, tool_calls=[{"function": {"arguments": "{}"}}])], "tool_calls[0].function has no 'name'"),
+        ([user(), assistant(None, tool_calls=[{"function": {"arguments": "{}"}}])],
+         "tool_calls[0].function has no 'name'"),
         ([user(), assistant(None, tool_calls={"name": "weather"})], "messages[1].tool_calls must be a list, not dict"),
         ([user(), assistant(None, tool_calls=[called()], function_call={"name": "x"})], "has both 'tool_calls' and"),
         ([user(), assistant(None, tool_calls=[])], "messages[1].content must be text, not NoneType"),
@@ -197,7 +200,8 @@ def test_a_pair_has_tools_and_thoughts_too(tmp_path: Path) -> None:
           assistant()], "messages[1] makes the call 'b', which has no answer"),
         ([user(), assistant("<think>A city. Sunny.")], "messages[1] begins with <think> and has no </think>"),
         ([user(), assistant("<think>a</think>b", reasoning_content="c")], "a chain of thought of its own and one in"),
-        ([user(), assistant("b", reasoning_content="c", thinking="d")], "messages[1].reasoning_content and messages[1].thinking"),
+        ([user(), assistant("b", reasoning_content="c", thinking="d")],
+         "messages[1].reasoning_content and messages[1].thinking"),
         ([user(), assistant("b", thinking=["c"])], "messages[1].thinking must be text, not list"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, assistant()],
          "messages[0].content[0] is of type 'image_url'; only text is supported"),
