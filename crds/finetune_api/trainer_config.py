@@ -34,6 +34,10 @@ NODE_RANK_ENV = "FINETUNE_NODE_RANK"
 """Number of this node among `distributed.nodes`, from 0. Needed where there is more than one."""
 COORDINATOR_ENV = "FINETUNE_COORDINATOR"
 """`host:port` on node 0, where the processes of all nodes meet. Needed where there is more than one node."""
+REQUIRED_STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+"""Keys that the Secret of an object store's source must have."""
+STORE_KEYS = (*REQUIRED_STORE_KEYS, "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
+"""All keys that are taken from it."""
 
 
 class JobIdentity(ApiModel):

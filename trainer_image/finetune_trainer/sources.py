@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ from finetune_api.uris import Uri, parse_uri
 
 from finetune_trainer import hub
 from finetune_trainer.base_model import digest_of_files
+from finetune_trainer.downloads import UnreachableError, check_sha256, download
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.log import log
+from finetune_trainer.object_store import find_bucket
 from finetune_trainer.row_files import SUFFIXES, RawRow, raw_rows
+from finetune_trainer.web import WebFile
 
 
 @dataclass(frozen=True)
@@ -57,22 +61,53 @@ class FoundSource:
 
 
 def find_sources(config: TrainerConfig) -> list[FoundSource]:
-    """All data sets, fetched where they are on the hub.
+    """All data sets, fetched where they are elsewhere, and each what its checksum says.
 
     Raises:
-        TrainerError: DATASET_NOT_FOUND, DATASET_ACCESS_DENIED, HUB_UNREACHABLE.
+        TrainerError: DATASET_NOT_FOUND, DATASET_ACCESS_DENIED, DATASET_UNREACHABLE, HUB_UNREACHABLE, VOLUME_FULL;
+            DATASET_INVALID where a checksum is another.
     """
     found = []
     for index, source in enumerate(config.sources):
         field = f"spec.dataset.sources[{index}].uri"
-        if source.path is not None:
-            files = _files(Path(source.path), source, field)
-        else:
-            uri = _hub_uri(source.uri, field)
-            repository = hub.Repository("dataset", uri.name, "main", field, source.token_env)
-            files = hub.fetch_files(repository, uri.path, source.split, Path(config.paths.cache))
+        files = _find_files(source, field, Path(config.paths.cache))
+        if source.sha256 is not None:
+            if len(files) > 1:
+                raise TrainerError(
+                    ExitCode.CONFIG_INVALID,
+                    f"spec.dataset.sources[{index}].sha256: {source.uri} is {len(files)} files; name one of them",
+                )
+            check_sha256(files[0], source.sha256, field, source.uri)
         found.append(FoundSource(source, field, tuple(files)))
     return found
+
+
+def _find_files(source: ResolvedSource, field: str, cache: Path) -> list[Path]:
+    if source.path is not None:
+        return _files(Path(source.path), source, field)
+    uri = _parsed(source.uri, field)
+    token = os.environ.get(source.token_env) if source.token_env else None
+    if uri.scheme in ("http", "https"):
+        remote = WebFile(source.uri, token=token, field=field)
+        return [download(remote, source.uri, cache, sha256=source.sha256, field=field)]
+    if uri.scheme == "s3":
+        return _from_bucket(source, uri, field, cache)
+    _require_hub(uri, field)
+    repository = hub.Repository("dataset", uri.name, "main", field, source.token_env)
+    return hub.fetch_files(repository, uri.path, source.split, cache)
+
+
+def _from_bucket(source: ResolvedSource, uri: Uri, field: str, cache: Path) -> list[Path]:
+    bucket = find_bucket(uri, field, prefix=source.credentials_env)
+    try:
+        paths = bucket.files(SUFFIXES)
+    except UnreachableError as error:
+        raise TrainerError(
+            ExitCode.DATASET_UNREACHABLE,
+            f"{field}: {uri} cannot be reached: {error}. Check the pod's network and AWS_ENDPOINT_URL",
+        ) from error
+    sha256 = source.sha256 if len(paths) == 1 else None
+    return [download(bucket.remote(path), f"s3://{path}", cache, sha256=sha256, field=field) for path in paths]
 
 
 def find_model(model: ResolvedModel, cache: Path) -> FoundModel:
@@ -83,7 +118,8 @@ def find_model(model: ResolvedModel, cache: Path) -> FoundModel:
     """
     field = "spec.model.source"
     if model.path is None:
-        uri = _hub_uri(model.uri, field)
+        uri = _parsed(model.uri, field)
+        _require_hub(uri, field)
         if uri.path:
             raise TrainerError(
                 ExitCode.MODEL_NOT_FOUND,
@@ -128,11 +164,13 @@ def _files(path: Path, source: ResolvedSource, field: str) -> list[Path]:
     return rows
 
 
-def _hub_uri(text: str, field: str) -> Uri:
+def _parsed(text: str, field: str) -> Uri:
     try:
-        uri = parse_uri(text)
+        return parse_uri(text)
     except ValueError as error:
         raise TrainerError(ExitCode.CONFIG_INVALID, f"{field}: {error}") from error
+
+
+def _require_hub(uri: Uri, field: str) -> None:
     if uri.scheme != "hf":
-        raise TrainerError(ExitCode.CONFIG_INVALID, f"{field}: {text}: {uri.scheme}:// is not supported yet")
-    return uri
+        raise TrainerError(ExitCode.CONFIG_INVALID, f"{field}: {uri}: {uri.scheme}:// is not supported yet")
