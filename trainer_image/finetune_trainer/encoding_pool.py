@@ -16,10 +16,10 @@ from pathlib import Path
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 
-from finetune_trainer.cpus import usable_cores
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.log import log
 from finetune_trainer.row_batches import BatchEncoder, EncodedBatch, RowBatch, encode_in_worker, start_worker
+from finetune_trainer.surroundings import threads
 
 WORTH_BYTES = 32 * 2**20
 """Data of less are tokenized before a second process has started."""
@@ -39,7 +39,7 @@ def processes_for(data_bytes: int, *, cores: int | None = None, memory: int | No
     if data_bytes < WORTH_BYTES:
         return 1
     room = (memory if memory is not None else _free_memory()) // WORKER_BYTES
-    return max(1, min(cores if cores is not None else usable_cores(), room))
+    return max(1, min(cores if cores is not None else threads(os.environ), room))
 
 
 def encoded_batches(

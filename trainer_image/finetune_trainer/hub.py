@@ -103,6 +103,37 @@ def fetch_model(repository: Repository, cache: Path, *, allow_pickle: bool, code
     return directory, directory.name
 
 
+_OF_A_TOKENIZER = re.compile(
+    r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|sentencepiece|spiece|config\.json).*"
+    r"|additional_chat_templates/.*|.*\.model"
+)
+
+
+def fetch_tokenizer(repository: Repository, cache: Path) -> Path:
+    """Directory of a model's tokenizer alone, beside the cache of whole models, which it must not look like.
+
+    Raises:
+        TrainerError: as :func:`fetch_model`.
+    """
+    hub = cache / "tokenizers"
+    try:
+        files = [name for name in sorted(_ask(repository)) if _OF_A_TOKENIZER.fullmatch(name)]
+        with _told(repository), writing_to(hub, "cache"):
+            return Path(
+                snapshot_download(
+                    repository.name,
+                    revision=repository.revision,
+                    cache_dir=hub,
+                    token=repository.token,
+                    allow_patterns=[_literally(name) for name in files],
+                    endpoint=constants.ENDPOINT,
+                )
+            )
+    except UnreachableError as error:
+        kept = _cached(repository, hub)
+        return kept if kept is not None else _from_cache(repository, cache / "hub", error)
+
+
 def fetch_files(repository: Repository, path: str, split: str, cache: Path) -> list[Path]:
     """A data set's file ``path``, or the file of rows that the repository has for ``split``, with all its shards.
 

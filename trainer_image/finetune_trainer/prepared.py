@@ -108,6 +108,34 @@ class SequenceSet:
 
 
 @dataclass(frozen=True)
+class SampleStore:
+    """Samples one by one, whatever the sequences."""
+
+    lengths: np.ndarray
+    """int64 (n,), tokens of each."""
+    _tokens: np.ndarray
+    _trained: np.ndarray
+    _starts: np.ndarray
+    _rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Ids, whether each is trained, and the row of the data, counted from 1 over all sources."""
+        part = slice(int(self._starts[index]), int(self._starts[index + 1]))
+        return self._tokens[part], self._trained[part].astype(bool), int(self._rows[index])
+
+
+def sample_store(directory: Path) -> SampleStore:
+    """The samples of the whole store in ``directory``."""
+    starts = _open(directory, "starts")
+    return SampleStore(
+        np.diff(starts), _open(directory, "tokens"), _open(directory, "trained"), starts, _open(directory, "rows")
+    )
+
+
+@dataclass(frozen=True)
 class Prepared:
     """All that training needs."""
 

@@ -148,6 +148,23 @@ def find_model(model: ResolvedModel, cache: Path) -> FoundModel:
     return FoundModel(directory, digest)
 
 
+def find_tokenizer(model: ResolvedModel, cache: Path) -> Path:
+    """Directory of the base model's tokenizer, fetched without the weights where it is on the hub.
+
+    Raises:
+        TrainerError: MODEL_NOT_FOUND, MODEL_ACCESS_DENIED, HUB_UNREACHABLE.
+    """
+    field = "spec.model.source"
+    if model.path is not None:
+        directory = Path(model.path)
+        if not directory.is_dir():
+            raise TrainerError(ExitCode.MODEL_NOT_FOUND, f"{field}: {model.uri}: there is no directory {directory}")
+        return directory
+    uri = _parsed(model.uri, field)
+    _require_hub(uri, field)
+    return hub.fetch_tokenizer(hub.Repository("model", uri.name, model.revision, field, model.token_env), cache)
+
+
 def _files(path: Path, source: ResolvedSource, field: str) -> list[Path]:
     if path.is_file():
         return [path]

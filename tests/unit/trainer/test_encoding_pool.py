@@ -13,7 +13,6 @@ import pytest
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer import row_batches
-from finetune_trainer.cpus import usable_cores
 from finetune_trainer.encoding_pool import WORKER_BYTES, WORTH_BYTES, encoded_batches, processes_for
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.row_batches import BatchEncoder, EncodedBatch, RowBatch, batched
@@ -129,29 +128,3 @@ def test_batches_are_bounded_by_rows_and_by_bytes(monkeypatch: pytest.MonkeyPatc
 )
 def test_as_many_processes_as_are_worth_while(size: int, cores: int, memory: int, expected: int) -> None:
     assert processes_for(size, cores=cores, memory=memory) == expected
-
-
-@pytest.mark.parametrize(
-    ("files", "own", "expected"),
-    [
-        ({"cpu.max": "max 100000"}, "0::/", None),
-        ({"cpu.max": "250000 100000"}, "0::/", 2),
-        ({"cpu.max": "50000 100000"}, "0::/", 1),
-        ({"cpu.max": "max 100000", "pod/cpu.max": "100000 100000"}, "0::/pod/container", 1),
-        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/", 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/", None),
-        ({}, "0::/", None),
-    ],
-)
-def test_cores_are_those_that_the_pod_may_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], own: str, expected: int | None
-) -> None:
-    for name, content in files.items():
-        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cgroup" / name).write_text(content + "\n")
-    (tmp_path / "own").write_text(own + "\n")
-    present = len(os.sched_getaffinity(0))
-    monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    assert usable_cores(tmp_path / "cgroup", tmp_path / "own") == min(present, expected or present)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert usable_cores(tmp_path / "cgroup", tmp_path / "own") == 1
