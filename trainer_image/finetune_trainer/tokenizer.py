@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,6 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._whole = _plain_copy(tokenizer.backend_tokenizer)
-        self._textual = _plain_copy(tokenizer.backend_tokenizer)
-        self._textual.encode_special_tokens = True
         special = special_tokens(tokenizer)
         ids = [tokenizer.convert_tokens_to_ids(text) for text in special]
         self._special = dict(zip(special, ids, strict=True))
@@ -103,7 +102,6 @@ class TextEncoder:
         self._is_special = np.zeros(max([*vocabulary.values(), *ids, 0]) + 1, dtype=bool)
         self._is_special[ids] = True
         self._split = re.compile(f"({'|'.join(map(re.escape, special))})") if special else None
-        self._piecewise_is_exact = self._probe()
 
     def encode(self, spans: list[Span]) -> Tokens:
         """Ids of the joined text.
@@ -150,7 +148,15 @@ class TextEncoder:
         flush()
         return _placed(ids, offsets, spans_end)
 
-    def _probe(self) -> bool:
+    @cached_property
+    def _textual(self) -> Tokenizer:
+        """Knows no special token. Few data need it, and a copy takes a tenth of a second."""
+        copy = _plain_copy(self._whole)
+        copy.encode_special_tokens = True
+        return copy
+
+    @cached_property
+    def _piecewise_is_exact(self) -> bool:
         """Whether pieces encode as the whole does. Not so where the start of a text is marked (SentencePiece)."""
         if not self._special:
             return False
