@@ -4,7 +4,7 @@
     python bench/data/prepare.py --tokenizer DIR [--rows FILE] [--copies N] [--cases ours,bound,datasets,…]
 
 ``--tokenizer`` is a model's directory with a chat template; ``--rows`` an alpaca file, LLaMA-Factory's demo set unless
-given (from the package index); ``--copies`` writes it so many times over. Each case is a process of its own and measured
+given (from the package index); ``--copies`` writes it so many times over. Each case is a process of its own, measured
 from where its libraries and tokenizer are loaded; MB are 10^6 bytes of the rows' own text, without the template's. Wall
 and processor time are the best of ``--repeats``.
 """
@@ -74,13 +74,13 @@ def ours(options: argparse.Namespace, template: str = "chatml") -> Callable[[], 
 
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=False)
 
-    encoder = find_wording(configuration(options.tokenizer, options.rows, Path("/"), template), tokenizer).encoder
+    wording = find_wording(configuration(options.tokenizer, options.rows, Path("/"), template), tokenizer)
 
     def run() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             config = configuration(options.tokenizer, options.rows, Path(scratch), template)
             with StoreWriter(Path(scratch)) as writer:
-                status = fill(writer, config, find_sources(config), encoder, tokenizer,
+                status = fill(writer, config, find_sources(config), wording.encoder, tokenizer, stops=wording.stop_token_ids,
                               tokenizer_directory=options.tokenizer, processes=options.processes)  # fmt: skip
             share = status.tokens / (status.sequences * MAX_LENGTH)
             return {"tokens": status.tokens, "filled %": round(100 * share, 2)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -38,6 +39,7 @@ def fill(
     tokenizer: Any,
     *,
     tokenizer_directory: Path,
+    stops: Sequence[int],
     processes: int | None = None,
 ) -> DatasetStatus:
     """Tokenize ``sources`` into ``writer``'s store and say what came of them.
@@ -49,6 +51,7 @@ def fill(
         encoder: of the job's wording.
         tokenizer: of the model.
         tokenizer_directory: where further processes find it.
+        stops: tokens that end an answer or a text; one of them must be trained at least once.
         processes: how many; as many as are worth while unless given.
 
     Raises:
@@ -56,10 +59,15 @@ def fill(
     """
     count = processes or processes_for(sum(source.size for source in sources))
     here = BatchEncoder(config, encoder)
-    filling = _Filling(writer, config, sources, tokenizer)
+    filling = _Filling(writer, config, sources, tokenizer, stops)
     read = chain.from_iterable(batched(index, source.rows()) for index, source in enumerate(sources))
-    for batch in encoded_batches(config, tokenizer_directory, here, _log_progress(read), count):
-        filling.take(batch)
+    # The libraries' million objects stay: looking through them for garbage costs a fifth of the time.
+    gc.freeze()
+    try:
+        for batch in encoded_batches(config, tokenizer_directory, here, _log_progress(read), count):
+            filling.take(batch)
+    finally:
+        gc.unfreeze()
     return filling.finish()
 
 
@@ -110,12 +118,19 @@ class _LeftOutRows:
 
 class _Filling:
     def __init__(
-        self, writer: StoreWriter, config: TrainerConfig, sources: Sequence[FoundSource], tokenizer: Any
+        self,
+        writer: StoreWriter,
+        config: TrainerConfig,
+        sources: Sequence[FoundSource],
+        tokenizer: Any,
+        stops: Sequence[int],
     ) -> None:
         self._writer = writer
         self._config = config
         self._sources = sources
         self._tokenizer = tokenizer
+        self._stops = np.array(stops, dtype=np.int64)
+        self._ends = False
         self._rows = [0] * len(sources)
         self._highest = 0
         # One entry a unit: what belongs into one sequence where nothing is packed.
@@ -141,6 +156,7 @@ class _Filling:
         desirable = [unit.desirable for unit in batch.units for _ in unit.lengths if unit.desirable is not None]
         self._writer.extend(batch.ids, batch.trained, lengths, desirable=desirable, rows=rows)
         self._highest = max(self._highest, int(batch.ids.max()))
+        self._ends = self._ends or bool(np.isin(batch.ids[batch.trained], self._stops).any())
         for unit in batch.units:
             self._starts.append(self._starts[-1] + len(unit.lengths))
             self._ranks.append(unit.rank)
@@ -211,6 +227,17 @@ class _Filling:
         chosen = np.sort(order[:held_out])
         return np.setdiff1d(np.arange(count, dtype=np.int64), chosen), chosen
 
+    def _refuse_endless(self) -> None:
+        """A model that never sees an answer end never ends one. Answers of pairs may all be cut."""
+        if self._ends or self._config.stage not in ("sft", "pt"):
+            return
+        ends = ", ".join(self._tokenizer.convert_ids_to_tokens(self._stops.tolist()))
+        raise TrainerError(
+            ExitCode.TEMPLATE_INVALID,
+            f"spec.template: no row's answer is trained to end: of {ends} none is among the trained tokens of any row. "
+            "The model would never stop. Name a template that ends answers, or correct the tokenizer's eos_token",
+        )
+
     def _refuse_nothing(self) -> None:
         for index, source in enumerate(self._sources):
             if self._rows[index] == 0:
@@ -219,6 +246,7 @@ class _Filling:
                     f"spec.dataset.sources[{index}].uri: there are no rows in {source.source.uri}",
                 )
         if sum(self._writer.supervised) > 0:
+            self._refuse_endless()
             return
         names = ", ".join(source.source.uri for source in self._sources)
         reasons = "; ".join(f"{row.reason}: {row.count} (first {row.first})" for row in self._dropped.status())

@@ -56,10 +56,18 @@ def inspect(config: TrainerConfig, *, count: int, picture: Path | None = None) -
     sources = find_sources(config)
     directory = find_tokenizer(config.model, cache)
     tokenizer = load_tokenizer(directory, trust_remote_code=config.model.trust_remote_code)
-    encoder = find_wording(config, tokenizer).encoder
+    wording = find_wording(config, tokenizer)
     with tempfile.TemporaryDirectory(prefix="finetune-inspect-") as scratch:
         with StoreWriter(Path(scratch)) as writer:
-            dataset = fill(writer, config, sources, encoder, tokenizer, tokenizer_directory=directory)
+            dataset = fill(
+                writer,
+                config,
+                sources,
+                wording.encoder,
+                tokenizer,
+                tokenizer_directory=directory,
+                stops=wording.stop_token_ids,
+            )
         store = sample_store(Path(scratch))
         lengths = _lengths(store.lengths, config.max_length)
         if picture is not None:

@@ -75,7 +75,15 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     reused = store is not None
     if store is None:
         with writing_to(directory, "cache"), new_store(directory) as writer:
-            fill(writer, config, sources, wording.encoder, tokenizer, tokenizer_directory=found.directory)
+            fill(
+                writer,
+                config,
+                sources,
+                wording.encoder,
+                tokenizer,
+                tokenizer_directory=found.directory,
+                stops=wording.stop_token_ids,
+            )
         store = read_store(directory)
         if store is None:
             raise TrainerError(

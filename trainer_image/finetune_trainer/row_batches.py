@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -156,6 +157,7 @@ def start_worker(config: str, directory: str) -> None:
     parsed = TrainerConfig.model_validate_json(config)
     tokenizer = load_tokenizer(Path(directory), trust_remote_code=parsed.model.trust_remote_code)
     _worker = BatchEncoder(parsed, find_wording(parsed, tokenizer).encoder)
+    gc.freeze()  # see fill()
 
 
 def encode_in_worker(batch: RowBatch) -> EncodedBatch:

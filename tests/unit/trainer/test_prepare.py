@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -16,6 +17,7 @@ from fake_hub import FakeHub
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import ResolvedModel, ResolvedSource, TrainerConfig
 from finetune_api.training import HyperparametersSpec, TemplateSpec, ValidationSpec
+from finetune_trainer import prepare as prepare_module
 from finetune_trainer import prepared as prepared_module
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.prepare import prepare
@@ -447,6 +449,32 @@ def test_a_template_whose_end_of_turn_the_tokenizer_lacks(
     bad = edited(job, model=local_model(model), template=TemplateSpec(name="chatml"))
     said = refused(bad, ExitCode.TEMPLATE_INVALID)
     assert "chatml ends an answer with <|im_end|>, which is no token of this model's tokenizer" in said
+
+
+def test_a_mask_that_hides_every_end(job: TrainerConfig, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a template whose answers end by a token that none of its trained text has."""
+    real = prepare_module.find_wording
+
+    def endless(*arguments: Any) -> Any:
+        return dataclasses.replace(real(*arguments), stop_token_ids=(0,))
+
+    monkeypatch.setattr(prepare_module, "find_wording", endless)
+    said = refused(job, ExitCode.TEMPLATE_INVALID)
+    assert "no row's answer is trained to end: of <|endoftext|> none is among the trained tokens of any row" in said
+
+
+def test_the_end_is_trained_where_it_pads_too(job: TrainerConfig, tiny: Path, tmp_path: Path) -> None:
+    """Padding is masked by its place, so that an end that is also the pad token is none of it."""
+    model = shutil.copytree(tiny, tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": settings["eos_token"]}))
+    tokenizer = load_tokenizer(model, trust_remote_code=False)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    prepare(edited(job, model=local_model(model)))
+    train = load_prepared(job).train
+    for index in range(len(train)):
+        labels = train[index].labels
+        assert labels[labels != IGNORED][-1] == tokenizer.eos_token_id
 
 
 def test_a_tokenizer_of_another_model(job: TrainerConfig, tiny: Path, tmp_path: Path) -> None:
