@@ -80,7 +80,8 @@ def ours(options: argparse.Namespace, template: str = "chatml") -> Callable[[], 
         with tempfile.TemporaryDirectory() as scratch:
             config = configuration(options.tokenizer, options.rows, Path(scratch), template)
             with StoreWriter(Path(scratch)) as writer:
-                status = fill(writer, config, find_sources(config), wording.encoder, tokenizer, stops=wording.stop_token_ids,
+                status = fill(writer, config, find_sources(config), wording.encoder, tokenizer,
+                              stops=wording.stop_token_ids,
                               tokenizer_directory=options.tokenizer, processes=options.processes)  # fmt: skip
             share = status.tokens / (status.sequences * MAX_LENGTH)
             return {"tokens": status.tokens, "filled %": round(100 * share, 2)}
