@@ -17,7 +17,15 @@ from typing import Any
 
 from finetune_api.chat_template import ChatTemplate, ChatTemplateSpec
 from finetune_api.job import FineTuneJob
-from finetune_api.trainer_config import JobIdentity, Paths, ResolvedModel, ResolvedSource, TrainerConfig, resolve_config
+from finetune_api.trainer_config import (
+    REQUIRED_STORE_KEYS,
+    JobIdentity,
+    Paths,
+    ResolvedModel,
+    ResolvedSource,
+    TrainerConfig,
+    resolve_config,
+)
 from finetune_api.training import SecretKeyRef
 from finetune_api.uris import Uri, parse_uri
 
@@ -110,6 +118,15 @@ def plan(
         notes.append(f"{place}: the token is taken from {TOKEN_ENV}")
         return TOKEN_ENV
 
+    def credentials(ref: SecretKeyRef | None, place: str) -> str | None:
+        if ref is None:
+            return None
+        if missing := [name for name in REQUIRED_STORE_KEYS if not environment.get(name)]:
+            raise CliError(f"{place} names a Secret, and there is no cluster to read it from: export "
+                           f"{' and '.join(missing)}, or remove the reference")  # fmt: skip
+        notes.append(f"{place}: the credentials are taken from {' and '.join(REQUIRED_STORE_KEYS)}")
+        return ""
+
     sources = []
     for index, source in enumerate(spec.dataset.sources):
         place = f"spec.dataset.sources[{index}]"
@@ -127,7 +144,9 @@ def plan(
                 columns=source.columns,
                 split=source.split,
                 weight=source.weight,
-                token_env=token(source.secret_ref, f"{place}.secretRef"),
+                sha256=source.sha256,
+                token_env=None if uri.scheme == "s3" else token(source.secret_ref, f"{place}.secretRef"),
+                credentials_env=credentials(source.secret_ref, f"{place}.secretRef") if uri.scheme == "s3" else None,
             )
         )
     model_path = _local_path(_parsed(spec.model.source), "spec.model.source")

@@ -72,6 +72,7 @@ app = typer.Typer(
     help="Fine-tune language models from FineTuneJob manifests, on a Kubernetes cluster or on this machine.",
     epilog=_examples(
         "finetune validate -f job.yaml        what the API server would say of it, with lines",
+        "finetune inspect -f job.yaml         its data as they will be trained on",
         "finetune run -f job.yaml             train here, without a cluster",
         "kubectl apply -f job.yaml            train on the cluster, then:",
         "finetune watch my-job                follow it to its end",
@@ -145,6 +146,38 @@ def estimate(
     from finetune_cli.estimate import estimate as command  # noqa: PLC0415
 
     command(files, job=job, gpu_memory=gpu_memory or [], model_config=model_config, as_json=as_json)
+
+
+@app.command(
+    cls=_Command,
+    epilog=_examples(
+        "finetune inspect -f job.yaml",
+        "finetune inspect -f job.yaml --samples 10 --png lengths.png",
+        "finetune inspect -f job.yaml --json | jq .dataset",
+    ),
+)
+def inspect(
+    files: Files,
+    *,
+    job: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which FineTuneJob, where files hold several.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many samples to show, spread over the data.")
+    ] = 3,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the histogram of lengths into a PNG, too.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    cache: Annotated[Path | None, typer.Option(metavar="DIR", help="As of finetune run.")] = None,
+) -> None:
+    """Show a job's data as it will be trained on: figures, lengths, rows left out and why, and samples in colour.
+
+    Reads and tokenizes all rows as the prepare step does. Of the model the tokenizer alone is fetched.
+    """
+    from finetune_cli.inspect import inspect as command  # noqa: PLC0415
+
+    command(files, job=job, samples=samples, png=png, as_json=as_json, cache=cache)
 
 
 @app.command(

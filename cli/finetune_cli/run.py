@@ -67,7 +67,7 @@ def run(
         found, documents, output=target, cache=(cache or cache_directory()).absolute(), work=target / WORK
     )  # fmt: skip
     if tuple(trainer) == TRAINER:
-        _require_trainer()
+        require_trainer()
     with _held(target):
         _require_same(made, target, document.file)
         made.lay_out()
@@ -77,7 +77,12 @@ def run(
         return _Run(found, made.config, target, trainer, command).go()
 
 
-def _require_trainer() -> None:
+def require_trainer() -> None:
+    """Refuse to begin where the trainer's libraries are not installed.
+
+    Raises:
+        CliError: it names them.
+    """
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise CliError(f"training here needs the trainer's libraries, and {', '.join(missing)} is not installed: "

@@ -36,6 +36,7 @@ class ExitCode(IntEnum):
     PREPARED_DATA_MISSING = 27
     METHOD_INVALID = 28
     EXPORT_INVALID = 29
+    DATASET_UNREACHABLE = 30
     INTERRUPTED = 40
     """Told to end (SIGTERM); a checkpoint was written within the grace period."""
 
@@ -51,6 +52,7 @@ class FailureReason(StrEnum):
     DATASET_NOT_FOUND = "DatasetNotFound"
     DATASET_INVALID = "DatasetInvalid"
     DATASET_ACCESS_DENIED = "DatasetAccessDenied"
+    DATASET_UNREACHABLE = "DatasetUnreachable"
     NO_SUPERVISED_TOKENS = "NoSupervisedTokens"
     TEMPLATE_INVALID = "TemplateInvalid"
     VOLUME_NOT_WRITABLE = "VolumeNotWritable"
@@ -110,6 +112,7 @@ REASONS: dict[FailureReason, ReasonFacts] = {
     _R.DATASET_NOT_FOUND: _final("Correct the uri in spec.dataset.sources."),
     _R.DATASET_INVALID: _final("Mend the row that the message names."),
     _R.DATASET_ACCESS_DENIED: _final("Name a token in the source's secretRef."),
+    _R.DATASET_UNREACHABLE: _retry("Check the network, the address, and a store's endpoint (AWS_ENDPOINT_URL)."),
     _R.NO_SUPERVISED_TOKENS: _final("Check format, columns and template: no answer was found to train on."),
     _R.TEMPLATE_INVALID: _final("Name a template that exists: finetune templates lists them."),
     _R.VOLUME_NOT_WRITABLE: _final("Make the claim writable for the pod's user (securityContext.fsGroup)."),

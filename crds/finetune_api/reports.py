@@ -1,7 +1,7 @@
 """What a pod tells the operator: the termination report, and the progress that rank 0 posts.
 
 The kubelet keeps 4,096 bytes of a container's termination message, so a report is cut to fit by leaving out, in
-this order, log lines, samples' tails and dropped rows, never the reason.
+this order, log lines, samples' tails, examples of dropped rows and then these, never the reason.
 """
 
 from __future__ import annotations
@@ -96,8 +96,15 @@ class TerminationReport(StatusModel):
             for sample in self.samples
         ]
         dataset = self.dataset
+        if dataset is not None and size < 1200:
+            dataset = dataset.model_copy(
+                update={
+                    name: [row.model_copy(update={"examples": []}) for row in getattr(dataset, name)]
+                    for name in ("dropped", "truncations")
+                }
+            )
         if dataset is not None and size < 300:
-            dataset = dataset.model_copy(update={"dropped": []})
+            dataset = dataset.model_copy(update={"dropped": [], "truncations": [], "sources": []})
         return self.model_copy(
             update={
                 "log_tail": tail,

@@ -304,6 +304,20 @@ CONFLICTS: tuple[Rule, ...] = (
         SOURCES,
         cluster_only=True,
     ),
+    Rule(
+        "secretRef",
+        both(StartsWith("uri", ("http://",)), Present("secretRef")),
+        "a token over http can be read by everybody on the way; use https",
+        "invalid",
+        SOURCES,
+    ),
+    Rule(
+        "secretRef",
+        both(StartsWith("uri", ("pvc://", "configmap://", "file://")), Present("secretRef")),
+        "claims, ConfigMaps and files need no token; leave it unset",
+        "invalid",
+        SOURCES,
+    ),
 )
 
 
@@ -313,13 +327,6 @@ def _later(field: str, when: Condition, what: str, scope: str = SPEC) -> Rule:
 
 UNSUPPORTED: tuple[Rule, ...] = (
     _later("model.source", StartsWith("model.source", ("s3://", "oci://")), "use hf:// or pvc://"),
-    _later(
-        "uri",
-        StartsWith("uri", ("s3://", "https://", "http://")),
-        "use hf://, pvc:// or configmap://",
-        SOURCES,
-    ),
-    _later("weight", Not(OneOf("weight", (1.0,))), "leave weight at 1", SOURCES),
     _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),
     _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
     _later("scheduling.queueName", Present("scheduling.queueName"), "leave it unset"),

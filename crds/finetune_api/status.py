@@ -83,7 +83,7 @@ class Progress(StatusModel):
 
 
 class DroppedRows(StatusModel):
-    """Rows that are not trained on, by cause."""
+    """Rows that are not trained on, or not whole, by cause."""
 
     reason: ShortText
     """Why."""
@@ -91,6 +91,19 @@ class DroppedRows(StatusModel):
     """How many."""
     first: ShortText | None = None
     """File and row of the first."""
+    examples: Annotated[list[ShortText], Field(max_length=3)] = []
+    """The first ones: file, row and, where more is known, what is wrong."""
+
+
+class SourceStatus(StatusModel):
+    """What came of one source of several."""
+
+    uri: ShortText
+    """Its URI."""
+    rows: Count
+    """Rows that it has."""
+    samples: Count
+    """Samples of it that an epoch trains on."""
 
 
 class DatasetStatus(StatusModel):
@@ -104,6 +117,10 @@ class DatasetStatus(StatusModel):
     """Rows left out, by cause."""
     truncated: Count = 0
     """Samples that lost turns to `maxLength`."""
+    truncations: Annotated[list[DroppedRows], Field(max_length=32)] = []
+    """The same by cause, with the first ones."""
+    sources: Annotated[list[SourceStatus], Field(max_length=64)] = []
+    """What came of each source, where there are several."""
     tokens: Count = 0
     """Tokens that are trained on, without padding."""
     supervised_tokens: Count = 0

@@ -35,6 +35,10 @@ NODE_RANK_ENV = "FINETUNE_NODE_RANK"
 """Number of this node among `distributed.nodes`, from 0. Needed where there is more than one."""
 COORDINATOR_ENV = "FINETUNE_COORDINATOR"
 """`host:port` on node 0, where the processes of all nodes meet. Needed where there is more than one node."""
+REQUIRED_STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+"""Keys that the Secret of an object store's source must have."""
+STORE_KEYS = (*REQUIRED_STORE_KEYS, "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
+"""All keys that are taken from it."""
 
 
 class JobIdentity(ApiModel):
@@ -76,10 +80,15 @@ class ResolvedSource(ApiModel):
     """Column names of the set by ours."""
     split: str = "train"
     """Split."""
-    weight: float = 1.0
+    weight: float | None = None
     """Share."""
+    sha256: str | None = None
+    """What the one file must hash to."""
     token_env: str | None = None
     """Environment variable that holds the token."""
+    credentials_env: str | None = None
+    """Prefix of the environment variables that hold an object store's credentials, such as `X_` of
+    `X_AWS_ACCESS_KEY_ID`. None: those of the environment itself, or none."""
 
 
 class Paths(ApiModel):
@@ -103,6 +112,7 @@ class TrainerConfig(ApiModel):
     max_length: int = 2048
     packing: bool = False
     validation: ValidationSpec = ValidationSpec()
+    on_error: Literal["fail", "skip"] = "fail"
     method: MethodSpec
     quantization: QuantizationSpec | None = None
     precision: Precision = "bf16"
@@ -149,6 +159,7 @@ def resolve_config(
         max_length=spec.dataset.max_length,
         packing=spec.dataset.packing,
         validation=spec.dataset.validation,
+        on_error=spec.dataset.on_error,
         method=spec.resolved_method,
         quantization=spec.quantization,
         precision=spec.precision,

@@ -56,7 +56,7 @@ class DatasetSource(ApiModel):
 
     uri: DatasetUri
     """Where the rows are: `hf://organisation/name/file`, `pvc://claim/path`, `configmap://name/key`, `s3://…`,
-    `https://…`; `file:///path` for `finetune run` alone. JSON lines or a JSON array."""
+    `https://…`, `http://…`; `file:///path` for `finetune run` alone. docs/data.md says which kinds of files."""
     format: DatasetFormat = "alpaca"
     """Shape of a row. `alpaca`: instruction, input, output. `sharegpt`: conversations of from/value. `openai`:
     messages of role/content. `text`: text, for stage pt. `preference`: a prompt with a chosen and a rejected answer.
@@ -65,10 +65,16 @@ class DatasetSource(ApiModel):
     """Names of the set's own columns by the format's names, such as `{instruction: question}`."""
     split: ShortText = "train"
     """Split of a hub data set; ignored where the URI names a file."""
-    weight: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
-    """Share of this source among several, relative to the others' weights."""
+    weight: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
+    """Share of this source in the mix, relative to the others' weights. Unset everywhere: each row is used once. Else
+    an epoch has as many samples as there are, and of each source its share of them: fewer of its samples, chosen by
+    the seed, or some of them again. Where others have a weight, unset means 1."""
+    sha256: Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 that the source's one file must have, in hex."""
     secret_ref: SecretKeyRef | None = None
-    """Token for a gated or private data set."""
+    """Token for a gated or private data set, on the hub or over https. Of `s3://` a Secret whose keys are
+    `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY` and, where wanted, `AWS_SESSION_TOKEN`, `AWS_REGION` and
+    `AWS_ENDPOINT_URL`; `key` then means nothing."""
 
 
 class ValidationSpec(ApiModel):
@@ -90,6 +96,9 @@ class DatasetSpec(ApiModel):
     """Put several samples into one sequence. They neither see each other nor share positions."""
     validation: ValidationSpec = ValidationSpec()
     """Held-out rows."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """What a row that cannot be read does: `fail` the job, naming file, row and field, or `skip` it, counted by reason
+    in `status.dataset.dropped`. What is wrong with a file as a whole fails the job either way."""
 
 
 class FullMethod(ApiModel):

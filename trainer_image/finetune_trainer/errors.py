@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from finetune_api.failures import ExitCode
 
@@ -20,6 +21,10 @@ class TrainerError(Exception):
     def __init__(self, exit_code: ExitCode, message: str) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type[TrainerError], tuple[Any, ...]]:
+        """For processes that hand it over."""
+        return type(self), (self.exit_code, str(self))
 
 
 def volume_error(error: OSError, path: Path | str, volume: str) -> TrainerError | None:

@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 from finetune_trainer.base_model import wanted_files
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.log import log
+from finetune_trainer.row_files import SUFFIXES
 from finetune_trainer.volumes import check_room
 
 Found = TypeVar("Found")
@@ -102,8 +103,39 @@ def fetch_model(repository: Repository, cache: Path, *, allow_pickle: bool, code
     return directory, directory.name
 
 
-def fetch_file(repository: Repository, path: str, split: str, cache: Path) -> Path:
-    """A data set's file: ``path``, or the one file of rows that the repository has for ``split``.
+_OF_A_TOKENIZER = re.compile(
+    r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|sentencepiece|spiece|config\.json).*"
+    r"|additional_chat_templates/.*|.*\.model"
+)
+
+
+def fetch_tokenizer(repository: Repository, cache: Path) -> Path:
+    """Directory of a model's tokenizer alone, beside the cache of whole models, which it must not look like.
+
+    Raises:
+        TrainerError: as :func:`fetch_model`.
+    """
+    hub = cache / "tokenizers"
+    try:
+        files = [name for name in sorted(_ask(repository)) if _OF_A_TOKENIZER.fullmatch(name)]
+        with _told(repository), writing_to(hub, "cache"):
+            return Path(
+                snapshot_download(
+                    repository.name,
+                    revision=repository.revision,
+                    cache_dir=hub,
+                    token=repository.token,
+                    allow_patterns=[_literally(name) for name in files],
+                    endpoint=constants.ENDPOINT,
+                )
+            )
+    except UnreachableError as error:
+        kept = _cached(repository, hub)
+        return kept if kept is not None else _from_cache(repository, cache / "hub", error)
+
+
+def fetch_files(repository: Repository, path: str, split: str, cache: Path) -> list[Path]:
+    """A data set's file ``path``, or the file of rows that the repository has for ``split``, with all its shards.
 
     Raises:
         TrainerError: DATASET_NOT_FOUND, DATASET_ACCESS_DENIED, HUB_UNREACHABLE, VOLUME_FULL.
@@ -111,43 +143,67 @@ def fetch_file(repository: Repository, path: str, split: str, cache: Path) -> Pa
     hub = cache / "hub"
     try:
         names = sorted(_ask(repository))
-        path = path or choose_rows(names, split, repository)
-        if path not in names:
+        wanted = [path] if path else choose_rows(names, split, repository)
+        if path and path not in names:
             raise _no_such_file(repository, path, names)
         with _told(repository), writing_to(hub, "cache"):
-            return Path(
-                hf_hub_download(
-                    repository.name,
-                    path,
-                    repo_type=repository.kind,
-                    revision=repository.revision,
-                    cache_dir=hub,
-                    token=repository.token,
-                    endpoint=constants.ENDPOINT,
+            return [
+                Path(
+                    hf_hub_download(
+                        repository.name,
+                        name,
+                        repo_type=repository.kind,
+                        revision=repository.revision,
+                        cache_dir=hub,
+                        token=repository.token,
+                        endpoint=constants.ENDPOINT,
+                    )
                 )
-            )
+                for name in wanted
+            ]
     except UnreachableError as error:
         snapshot = _from_cache(repository, hub, error)
         names = sorted(file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file())
-        path = path or choose_rows(names, split, repository)
-        if path not in names:
-            raise _unreachable(repository, error, f"the cache's copy has no {path}") from error
-        return snapshot / path
+        wanted = [path] if path else choose_rows(names, split, repository)
+        if gone := [*(set(wanted) - set(names)), *_missing_shards(wanted)]:
+            raise _unreachable(repository, error, f"the cache's copy has no {gone[0]}") from error
+        return [snapshot / name for name in wanted]
 
 
-def choose_rows(names: list[str], split: str, repository: Repository) -> str:
-    """The one file of rows that a URI without a file can mean."""
-    rows = [name for name in names if name.endswith((".json", ".jsonl")) and not name.endswith("dataset_infos.json")]
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.[a-z]+)")
+
+
+def choose_rows(names: list[str], split: str, repository: Repository) -> list[str]:
+    """The one file of rows that a URI without a file can mean, or the shards of it.
+
+    Raises:
+        TrainerError: DATASET_NOT_FOUND; it can mean none, or several.
+    """
+    rows = [name for name in names if name.endswith(SUFFIXES) and not name.endswith("dataset_infos.json")]
     of_split = [name for name in rows if split in re.split(r"[^a-z0-9]+", name.lower())]
-    if len(of_split or rows) == 1:
-        return (of_split or rows)[0]
+    chosen = of_split or rows
+    shards = [_SHARD.fullmatch(name) for name in chosen]
+    one_file = len({(shard[1], shard[3], shard[4]) for shard in shards if shard}) == 1 and all(shards)
+    if len(chosen) == 1 or one_file:
+        return chosen
     raise _no_such_file(repository, "", names)
+
+
+def _missing_shards(names: list[str]) -> list[str]:
+    """Shards that belong to those of ``names`` and are not among them."""
+    first = _SHARD.fullmatch(names[0])
+    if first is None:
+        return []
+    every = (f"{first[1]}-{number:05d}-of-{first[3]}{first[4]}" for number in range(int(first[3])))
+    return [name for name in every if name not in names]
 
 
 def _no_such_file(repository: Repository, path: str, names: list[str]) -> TrainerError:
     listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
     problem = (
-        f"has no {path}" if path else "has no one file of rows for the split (.jsonl or .json); name it in the uri"
+        f"has no {path}"
+        if path
+        else f"has no one file of rows for the split ({', '.join(SUFFIXES)}); name it in the uri"
     )
     return TrainerError(
         ExitCode.DATASET_NOT_FOUND,

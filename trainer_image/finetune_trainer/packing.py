@@ -13,6 +13,12 @@ def one_each(samples: np.ndarray) -> list[list[int]]:
     return [[int(sample)] for sample in samples]
 
 
+def filled(sequences: Sequence[Sequence[int]], lengths: Sequence[int] | np.ndarray, capacity: int) -> float:
+    """Share of the sequences' ``capacity`` that their samples fill, from 0 to 1."""
+    tokens = sum(int(lengths[sample]) for members in sequences for sample in members)
+    return tokens / (len(sequences) * capacity) if sequences else 0.0
+
+
 def pack(samples: np.ndarray, lengths: Sequence[int] | np.ndarray, capacity: int, *, seed: int) -> list[list[int]]:
     """Share ``samples`` out to sequences of at most ``capacity`` tokens.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 from array import array
 from collections.abc import Iterator
+from collections.abc import Sequence as Values
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import read_json, whole_directory, write_json
 
-LAYOUT = 4
+LAYOUT = 5
 """Raise it when the layout or the meaning of the files changes: older stores are then made anew."""
 IGNORED = -100
 """Label of a token that is not trained on, as transformers wants it."""
@@ -107,6 +108,34 @@ class SequenceSet:
 
 
 @dataclass(frozen=True)
+class SampleStore:
+    """Samples one by one, whatever the sequences."""
+
+    lengths: np.ndarray
+    """int64 (n,), tokens of each."""
+    _tokens: np.ndarray
+    _trained: np.ndarray
+    _starts: np.ndarray
+    _rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Ids, whether each is trained, and the row of the data, counted from 1 over all sources."""
+        part = slice(int(self._starts[index]), int(self._starts[index + 1]))
+        return self._tokens[part], self._trained[part].astype(bool), int(self._rows[index])
+
+
+def sample_store(directory: Path) -> SampleStore:
+    """The samples of the whole store in ``directory``."""
+    starts = _open(directory, "starts")
+    return SampleStore(
+        np.diff(starts), _open(directory, "tokens"), _open(directory, "trained"), starts, _open(directory, "rows")
+    )
+
+
+@dataclass(frozen=True)
 class Prepared:
     """All that training needs."""
 
@@ -158,6 +187,20 @@ class StoreWriter:
         self.supervised.append(int(trained.sum()))
         if desirable is not None:
             self.desirable.append(desirable)
+
+    def extend(
+        self, ids: np.ndarray, trained: np.ndarray, lengths: Values[int], *, desirable: Values[bool], rows: Values[int]
+    ) -> None:
+        """Append samples, one behind another in ``ids`` and ``trained``; ``desirable`` is empty where the data do not
+        say it."""
+        self._files["tokens"].write(ids.astype(_TYPES["tokens"], copy=False).tobytes())
+        self._files["trained"].write(trained.astype(_TYPES["trained"], copy=False).tobytes())
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        counts = np.concatenate([[0], np.cumsum(trained, dtype=np.int64)])
+        self.lengths.extend(lengths)
+        self.supervised.extend(np.diff(counts[starts]).tolist())
+        self.desirable.extend(desirable)
+        self._rows.extend(rows)
 
     def finish(self, train: list[list[int]], validation: list[list[int]], facts: dict[str, Any]) -> None:
         """Write which samples make up which sequence, and at last the manifest with ``facts``."""

@@ -18,10 +18,12 @@ from finetune_api.training import DatasetFormat, TemplateSpec
 
 from finetune_trainer.encode import SPECIAL_TEXT, ConversationEncoder, DroppedError, Encoded
 from finetune_trainer.messages import Conversation, Message
-from finetune_trainer.preference_rows import Pair, Rated, read_pairs, read_rated
-from finetune_trainer.rows import check_text, read_conversations, read_rows, text_in
+from finetune_trainer.preference_rows import Pair, Rated, pair_of, rated_of
+from finetune_trainer.row_files import RawRow, raw_rows
+from finetune_trainer.rows import conversation_of, row_of, text_in
 from finetune_trainer.templates import Template
 from finetune_trainer.tokenizer import Span, SpecialTokenInTextError, TextEncoder
+from finetune_trainer.turns import check_text
 
 PROMPT_TOO_LONG = "prompt longer than maxLength"
 SAME_ANSWERS = "chosen and rejected are the same"
@@ -45,23 +47,32 @@ def read_samples(source: ResolvedSource, file: Path) -> Iterator[Sample]:
     Raises:
         TrainerError: DATASET_INVALID, naming file, row and field.
     """
-    yield from _READERS[source.format](source, file)
+    for raw in raw_rows(file):
+        yield sample_of(source, raw)
 
 
-def _read_texts(source: ResolvedSource, file: Path) -> Iterator[Text]:
-    for where, row in read_rows(source, file):
-        text = text_in(row, "text", where, required=True)
-        check_text(text, "'text'", where)
-        yield Text(text, where)
+def sample_of(source: ResolvedSource, raw: RawRow) -> Sample:
+    """A row as what its source's format says it is.
+
+    Raises:
+        RowError: naming file, row and field.
+    """
+    return _READERS[source.format](source, raw)
 
 
-_READERS: dict[DatasetFormat, Callable[[ResolvedSource, Path], Iterator[Sample]]] = {
-    "alpaca": read_conversations,
-    "sharegpt": read_conversations,
-    "openai": read_conversations,
-    "text": _read_texts,
-    "preference": read_pairs,
-    "kto": read_rated,
+def _text_of(source: ResolvedSource, raw: RawRow) -> Text:
+    text = text_in(row_of(source, raw), "text", raw.where, required=True)
+    check_text(text, "'text'", raw.where)
+    return Text(text, raw.where)
+
+
+_READERS: dict[DatasetFormat, Callable[[ResolvedSource, RawRow], Sample]] = {
+    "alpaca": conversation_of,
+    "sharegpt": conversation_of,
+    "openai": conversation_of,
+    "text": _text_of,
+    "preference": pair_of,
+    "kto": rated_of,
 }
 
 

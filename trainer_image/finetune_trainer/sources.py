@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ from finetune_api.uris import Uri, parse_uri
 
 from finetune_trainer import hub
 from finetune_trainer.base_model import digest_of_files
+from finetune_trainer.downloads import UnreachableError, check_sha256, download
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.log import log
-from finetune_trainer.samples import Sample, read_samples
+from finetune_trainer.object_store import find_bucket
+from finetune_trainer.row_files import SUFFIXES, RawRow, raw_rows
+from finetune_trainer.web import WebFile
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,20 @@ class FoundSource:
     field: str
     files: tuple[Path, ...]
 
-    def samples(self) -> Iterator[Sample]:
-        """Stream its rows.
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def rows(self) -> Iterator[RawRow]:
+        """Stream its rows, unread.
 
         Raises:
-            TrainerError: DATASET_INVALID, naming the source as the user wrote it, file and row.
+            TrainerError: DATASET_INVALID where a file cannot be read further, naming the source as the user wrote it.
         """
         for file in self.files:
             try:
-                yield from read_samples(self.source, file)
+                yield from raw_rows(file)
             except TrainerError as error:
                 raise TrainerError(error.exit_code, f"{self.field} ({self.source.uri}): {error}") from error
             except OSError as error:
@@ -52,22 +61,53 @@ class FoundSource:
 
 
 def find_sources(config: TrainerConfig) -> list[FoundSource]:
-    """All data sets, fetched where they are on the hub.
+    """All data sets, fetched where they are elsewhere, and each what its checksum says.
 
     Raises:
-        TrainerError: DATASET_NOT_FOUND, DATASET_ACCESS_DENIED, HUB_UNREACHABLE.
+        TrainerError: DATASET_NOT_FOUND, DATASET_ACCESS_DENIED, DATASET_UNREACHABLE, HUB_UNREACHABLE, VOLUME_FULL;
+            DATASET_INVALID where a checksum is another.
     """
     found = []
     for index, source in enumerate(config.sources):
         field = f"spec.dataset.sources[{index}].uri"
-        if source.path is not None:
-            files = _files(Path(source.path), source, field)
-        else:
-            uri = _hub_uri(source.uri, field)
-            repository = hub.Repository("dataset", uri.name, "main", field, source.token_env)
-            files = [hub.fetch_file(repository, uri.path, source.split, Path(config.paths.cache))]
+        files = _find_files(source, field, Path(config.paths.cache))
+        if source.sha256 is not None:
+            if len(files) > 1:
+                raise TrainerError(
+                    ExitCode.CONFIG_INVALID,
+                    f"spec.dataset.sources[{index}].sha256: {source.uri} is {len(files)} files; name one of them",
+                )
+            check_sha256(files[0], source.sha256, field, source.uri)
         found.append(FoundSource(source, field, tuple(files)))
     return found
+
+
+def _find_files(source: ResolvedSource, field: str, cache: Path) -> list[Path]:
+    if source.path is not None:
+        return _files(Path(source.path), source, field)
+    uri = _parsed(source.uri, field)
+    token = os.environ.get(source.token_env) if source.token_env else None
+    if uri.scheme in ("http", "https"):
+        remote = WebFile(source.uri, token=token, field=field)
+        return [download(remote, source.uri, cache, sha256=source.sha256, field=field)]
+    if uri.scheme == "s3":
+        return _from_bucket(source, uri, field, cache)
+    _require_hub(uri, field)
+    repository = hub.Repository("dataset", uri.name, "main", field, source.token_env)
+    return hub.fetch_files(repository, uri.path, source.split, cache)
+
+
+def _from_bucket(source: ResolvedSource, uri: Uri, field: str, cache: Path) -> list[Path]:
+    bucket = find_bucket(uri, field, prefix=source.credentials_env)
+    try:
+        paths = bucket.files(SUFFIXES)
+    except UnreachableError as error:
+        raise TrainerError(
+            ExitCode.DATASET_UNREACHABLE,
+            f"{field}: {uri} cannot be reached: {error}. Check the pod's network and AWS_ENDPOINT_URL",
+        ) from error
+    sha256 = source.sha256 if len(paths) == 1 else None
+    return [download(bucket.remote(path), f"s3://{path}", cache, sha256=sha256, field=field) for path in paths]
 
 
 def find_model(model: ResolvedModel, cache: Path) -> FoundModel:
@@ -78,7 +118,8 @@ def find_model(model: ResolvedModel, cache: Path) -> FoundModel:
     """
     field = "spec.model.source"
     if model.path is None:
-        uri = _hub_uri(model.uri, field)
+        uri = _parsed(model.uri, field)
+        _require_hub(uri, field)
         if uri.path:
             raise TrainerError(
                 ExitCode.MODEL_NOT_FOUND,
@@ -107,28 +148,46 @@ def find_model(model: ResolvedModel, cache: Path) -> FoundModel:
     return FoundModel(directory, digest)
 
 
+def find_tokenizer(model: ResolvedModel, cache: Path) -> Path:
+    """Directory of the base model's tokenizer, fetched without the weights where it is on the hub.
+
+    Raises:
+        TrainerError: MODEL_NOT_FOUND, MODEL_ACCESS_DENIED, HUB_UNREACHABLE.
+    """
+    field = "spec.model.source"
+    if model.path is not None:
+        directory = Path(model.path)
+        if not directory.is_dir():
+            raise TrainerError(ExitCode.MODEL_NOT_FOUND, f"{field}: {model.uri}: there is no directory {directory}")
+        return directory
+    uri = _parsed(model.uri, field)
+    _require_hub(uri, field)
+    return hub.fetch_tokenizer(hub.Repository("model", uri.name, model.revision, field, model.token_env), cache)
+
+
 def _files(path: Path, source: ResolvedSource, field: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise TrainerError(ExitCode.DATASET_NOT_FOUND, f"{field}: {source.uri}: there is no file {path}")
     rows = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix in (".json", ".jsonl") and not file.name.startswith(".") and file.is_file()
+        file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
     if not rows:
         raise TrainerError(
-            ExitCode.DATASET_NOT_FOUND, f"{field}: {source.uri}: the directory {path} has no .jsonl or .json file"
+            ExitCode.DATASET_NOT_FOUND,
+            f"{field}: {source.uri}: the directory {path} has no file of rows ({', '.join(SUFFIXES)})",
         )
     return rows
 
 
-def _hub_uri(text: str, field: str) -> Uri:
+def _parsed(text: str, field: str) -> Uri:
     try:
-        uri = parse_uri(text)
+        return parse_uri(text)
     except ValueError as error:
         raise TrainerError(ExitCode.CONFIG_INVALID, f"{field}: {error}") from error
+
+
+def _require_hub(uri: Uri, field: str) -> None:
     if uri.scheme != "hf":
-        raise TrainerError(ExitCode.CONFIG_INVALID, f"{field}: {text}: {uri.scheme}:// is not supported yet")
-    return uri
+        raise TrainerError(ExitCode.CONFIG_INVALID, f"{field}: {uri}: {uri.scheme}:// is not supported yet")

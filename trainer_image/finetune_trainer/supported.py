@@ -81,8 +81,6 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
         if source.format not in STAGE_FORMATS[config.stage]:
             wanted = " or ".join(STAGE_FORMATS[config.stage])
             yield f"spec.dataset.sources[{index}].format: stage {config.stage} takes {wanted}, not {source.format}"
-        if source.weight != 1.0:
-            yield f"spec.dataset.sources[{index}].weight is not supported yet, leave it 1"
     if not config.sources:
         yield "spec.dataset.sources: names no data"
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from finetune_api.failures import ExitCode
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_trainer.errors import TrainerError
@@ -93,14 +95,13 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._whole = _plain_copy(tokenizer.backend_tokenizer)
-        self._textual = _plain_copy(tokenizer.backend_tokenizer)
-        self._textual.encode_special_tokens = True
         special = special_tokens(tokenizer)
         ids = [tokenizer.convert_tokens_to_ids(text) for text in special]
         self._special = dict(zip(special, ids, strict=True))
-        self._special_ids = np.array(sorted(set(ids)), dtype=np.int64)
+        vocabulary = self._whole.get_vocab(with_added_tokens=True)
+        self._is_special = np.zeros(max([*vocabulary.values(), *ids, 0]) + 1, dtype=bool)
+        self._is_special[ids] = True
         self._split = re.compile(f"({'|'.join(map(re.escape, special))})") if special else None
-        self._piecewise_is_exact = self._probe()
 
     def encode(self, spans: list[Span]) -> Tokens:
         """Ids of the joined text.
@@ -108,13 +109,13 @@ class TextEncoder:
         Raises:
             SpecialTokenInTextError: see the class.
         """
-        spans_end = np.cumsum([len(span.text) for span in spans])
-        encoding = self._whole.encode("".join(span.text for span in spans), add_special_tokens=False)
-        tokens = _placed(encoding.ids, encoding.offsets, spans_end)
+        encoding = self._whole.encode("".join([span.text for span in spans]), add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=np.int64)
+        tokens = Tokens(ids, np.repeat(np.arange(len(spans)), _counts(encoding, [len(span.text) for span in spans])))
         literal = np.array([span.literal for span in spans], dtype=bool)
-        special = np.isin(tokens.ids, self._special_ids)
-        if not literal[tokens.spans[special]].any():
+        if not literal[tokens.spans[self._is_special[ids]]].any():
             return tokens
+        spans_end = np.cumsum([len(span.text) for span in spans])
         if not self._piecewise_is_exact:
             raise SpecialTokenInTextError
         return self._piecewise(spans, spans_end)
@@ -147,7 +148,15 @@ class TextEncoder:
         flush()
         return _placed(ids, offsets, spans_end)
 
-    def _probe(self) -> bool:
+    @cached_property
+    def _textual(self) -> Tokenizer:
+        """Knows no special token. Few data need it, and a copy takes a tenth of a second."""
+        copy = _plain_copy(self._whole)
+        copy.encode_special_tokens = True
+        return copy
+
+    @cached_property
+    def _piecewise_is_exact(self) -> bool:
         """Whether pieces encode as the whole does. Not so where the start of a text is marked (SentencePiece)."""
         if not self._special:
             return False
@@ -163,6 +172,29 @@ def _plain_copy(backend: Tokenizer) -> Tokenizer:
     copy.no_truncation()
     copy.no_padding()
     return copy
+
+
+def _counts(encoding: Encoding, lengths: list[int]) -> list[int]:
+    """How many tokens each span has, by the rule of :func:`_placed`; spans are few, so that looking for their ends is
+    cheaper than to ask where each token is."""
+    count = len(encoding)
+
+    def last_character(token: int) -> int:
+        start, end = encoding.token_to_chars(token)
+        return max(start, end - 1)
+
+    counts: list[int] = []
+    end = first = 0
+    for length in lengths[:-1]:
+        end += length
+        # The first token that holds the next span's first character, or reaches into it. A character that no token
+        # holds (a normalizer took it away) tells nothing.
+        behind = encoding.char_to_token(end) if length else first
+        if behind is None:
+            behind = bisect.bisect_left(range(count), end, lo=first, key=last_character)
+        counts.append(behind - first)
+        first = behind
+    return [*counts, count - first]
 
 
 def _placed(ids: list[int], offsets: list[tuple[int, int]], spans_end: np.ndarray) -> Tokens:

@@ -13,6 +13,8 @@ from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob
 from finetune_api.profile import TrainingProfileSpec
 from finetune_api.trainer_config import (
+    REQUIRED_STORE_KEYS,
+    STORE_KEYS,
     JobIdentity,
     Paths,
     ResolvedModel,
@@ -69,6 +71,8 @@ class SecretVariable:
     key: str
     field: str
     """Field of the spec that names the Secret: errors say it."""
+    optional: bool = False
+    """Whether the Secret may lack the key."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,14 @@ def make_plan(job: FineTuneJob, profile: TrainingProfileSpec, chat_template: Cha
         secrets.append(SecretVariable(variable, ref.name, ref.key, field))
         return variable
 
+    def credentials(ref: SecretKeyRef | None, prefix: str, field: str) -> str | None:
+        if ref is None:
+            return None
+        for name in STORE_KEYS:
+            optional = name not in REQUIRED_STORE_KEYS
+            secrets.append(SecretVariable(f"{prefix}{name}", ref.name, name, field, optional))
+        return prefix
+
     def mounted(uri: Uri, mount: str, field: str) -> str | None:
         if uri.scheme == "pvc":
             if ".." in uri.path.split("/"):
@@ -158,6 +170,7 @@ def make_plan(job: FineTuneJob, profile: TrainingProfileSpec, chat_template: Cha
     sources = []
     for index, source in enumerate(spec.dataset.sources):
         field = f"spec.dataset.sources[{index}]"
+        variable, in_store = f"FINETUNE_SOURCE_{index}_", parse_uri(source.uri).scheme == "s3"
         sources.append(
             ResolvedSource(
                 uri=source.uri,
@@ -166,7 +179,9 @@ def make_plan(job: FineTuneJob, profile: TrainingProfileSpec, chat_template: Cha
                 columns=source.columns,
                 split=source.split,
                 weight=source.weight,
-                token_env=token(source.secret_ref, f"FINETUNE_SOURCE_{index}_TOKEN", f"{field}.secretRef"),
+                sha256=source.sha256,
+                token_env=None if in_store else token(source.secret_ref, f"{variable}TOKEN", f"{field}.secretRef"),
+                credentials_env=credentials(source.secret_ref, variable, f"{field}.secretRef") if in_store else None,
             )
         )
     directory = names.output_directory(job.metadata.name, job.metadata.uid or "")

@@ -21,7 +21,7 @@ from finetune_api.trainer_config import (
 
 from finetune_operator.core import names
 from finetune_operator.core.children import INDEX_ANNOTATION
-from finetune_operator.core.plan import CACHE_MOUNT, CONFIG_FILE, CONFIG_MOUNT, VOLUME_MOUNT, Plan
+from finetune_operator.core.plan import CACHE_MOUNT, CONFIG_FILE, CONFIG_MOUNT, VOLUME_MOUNT, Plan, SecretVariable
 
 TOKEN_MOUNT = "/var/run/finetune"  # noqa: S105 - a path
 TOKEN_SECONDS = 3600
@@ -138,9 +138,12 @@ def _environment(plan: Plan, component: str, attempt: int, progress_url: str) ->
     if COORDINATOR_ENV in values:
         index = f"metadata.annotations['{INDEX_ANNOTATION}']"
         plain.append({"name": NODE_RANK_ENV, "valueFrom": {"fieldRef": {"fieldPath": index}}})
-    return plain + [
-        {"name": s.variable, "valueFrom": {"secretKeyRef": {"name": s.secret, "key": s.key}}} for s in plan.secrets
-    ]
+    return plain + [{"name": s.variable, "valueFrom": {"secretKeyRef": _key_reference(s)}} for s in plan.secrets]
+
+
+def _key_reference(variable: SecretVariable) -> dict[str, Any]:
+    reference: dict[str, Any] = {"name": variable.secret, "key": variable.key}
+    return reference | {"optional": True} if variable.optional else reference
 
 
 def _coordinator(plan: Plan, attempt: int) -> str:

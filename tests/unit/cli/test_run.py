@@ -290,6 +290,15 @@ def test_a_secret_becomes_the_environments_token(tmp_path: Path) -> None:
     assert "t" not in made.config.to_json().split('"')
 
 
+def test_credentials_of_a_store_are_those_of_the_environment(tmp_path: Path) -> None:
+    text = MANIFEST.replace("configmap://rows/rows.jsonl", "s3://bucket/rows.jsonl\n        secretRef: {name: store}")
+    with pytest.raises(CliError, match="export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        planned(text, tmp_path)
+    made = planned(text, tmp_path, AWS_ACCESS_KEY_ID="k", AWS_SECRET_ACCESS_KEY="s")
+    assert made.config.sources[0].credentials_env == ""
+    assert "spec.dataset.sources[0].secretRef: the credentials are taken from" in made.notes[0]
+
+
 def test_several_jobs_need_a_name() -> None:
     documents = parse(f"{MANIFEST}---\n{MANIFEST.replace('name: night', 'name: day')}", "job.yaml")
     with pytest.raises(CliError, match="several FineTuneJobs in these files: night, day"):

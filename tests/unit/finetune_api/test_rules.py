@@ -52,7 +52,7 @@ def test_an_unknown_field_is_answered_with_the_nearest_name() -> None:
 
 def test_a_rule_in_a_list_names_the_item() -> None:
     manifest = finetunejob()
-    manifest["spec"]["dataset"]["sources"].append({"uri": "s3://bucket/rows.jsonl"})
+    manifest["spec"]["dataset"]["sources"].append({"uri": "file:///rows.jsonl"})
     (finding,) = validate_manifest(manifest)
     assert finding.field == "spec.dataset.sources[1].uri"
 

@@ -165,6 +165,29 @@ def test_secrets_are_references_and_never_values() -> None:
     assert plan.config.model.token_env == "FINETUNE_MODEL_TOKEN"
 
 
+def test_credentials_of_a_store_are_references_too_and_those_that_it_may_lack_are_optional() -> None:
+    sources = [{"uri": "hf://org/set"}, {"uri": "s3://bucket/rows.jsonl", "secretRef": {"name": "store"}}]
+    plan = plan_of(job_body(dataset={"sources": sources}))
+    variables = environment(prepare(plan))
+    for name, optional in (("AWS_ACCESS_KEY_ID", False), ("AWS_SECRET_ACCESS_KEY", False), ("AWS_SESSION_TOKEN", True),
+                           ("AWS_REGION", True), ("AWS_ENDPOINT_URL", True)):  # fmt: skip
+        reference = {"name": "store", "key": name} | ({"optional": True} if optional else {})
+        assert variables[f"FINETUNE_SOURCE_1_{name}"] == {"secretKeyRef": reference}
+    assert [(s.token_env, s.credentials_env) for s in plan.config.sources] == [
+        (None, None),
+        (None, "FINETUNE_SOURCE_1_"),
+    ]
+
+
+def test_what_is_said_of_a_source_reaches_the_trainer() -> None:
+    source = {"uri": "https://host/rows.jsonl", "secretRef": {"name": "s"}, "sha256": "a" * 64, "weight": 2}
+    plan = plan_of(job_body(dataset={"sources": [source], "onError": "skip"}))
+    (found,) = plan.config.sources
+    assert (found.sha256, found.weight, found.token_env, plan.config.on_error) == (
+        "a" * 64, 2.0, "FINETUNE_SOURCE_0_TOKEN", "skip"
+    )  # fmt: skip
+
+
 def test_a_profile_cannot_overwrite_the_contract() -> None:
     profile = TrainingProfileSpec(environment={"HF_ENDPOINT": "https://mirror", "FINETUNE_ATTEMPT": "9"})
     variables = environment(train(plan_of(profile=profile), attempt=2))

@@ -17,7 +17,7 @@ from fake_hub import FakeHub
 from finetune_api.failures import ExitCode
 from finetune_trainer import hub as hub_module
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.hub import Repository, choose_rows, fetch_file, fetch_model
+from finetune_trainer.hub import Repository, choose_rows, fetch_files, fetch_model
 from huggingface_hub import constants
 
 TOKEN = "hf_right"
@@ -211,16 +211,16 @@ def test_a_full_cache_is_told(served: FakeHub, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_file_of_a_data_set(served: FakeHub, tmp_path: Path) -> None:
-    assert fetch_file(rows(), "data/test.jsonl", "train", tmp_path).read_text() == "rows of data/test.jsonl"
-    assert fetch_file(rows(), "", "train", tmp_path).read_text() == "rows of data/train.jsonl"
+    assert fetch_files(rows(), "data/test.jsonl", "train", tmp_path)[0].read_text() == "rows of data/test.jsonl"
+    assert fetch_files(rows(), "", "train", tmp_path)[0].read_text() == "rows of data/train.jsonl"
 
 
 def test_a_file_of_a_data_set_without_a_hub(served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = fetch_file(rows(), "data/test.jsonl", "train", tmp_path)
+    found = fetch_files(rows(), "data/test.jsonl", "train", tmp_path)
     use(f"http://127.0.0.1:{closed_port()}", monkeypatch)
-    assert fetch_file(rows(), "data/test.jsonl", "train", tmp_path) == found
+    assert fetch_files(rows(), "data/test.jsonl", "train", tmp_path) == found
     with pytest.raises(TrainerError, match=r"the cache's copy has no data/train\.jsonl") as failure:
-        fetch_file(rows(), "data/train.jsonl", "train", tmp_path)
+        fetch_files(rows(), "data/train.jsonl", "train", tmp_path)
     assert failure.value.exit_code is ExitCode.HUB_UNREACHABLE
 
 
@@ -240,7 +240,7 @@ def test_a_data_set_that_cannot_be_had(
     gated.write_text("rows")
     served.gated = {"acme/gated"}
     with pytest.raises(TrainerError, match=message) as failure:
-        fetch_file(rows(name), "a.jsonl", "train", tmp_path)
+        fetch_files(rows(name), "a.jsonl", "train", tmp_path)
     assert failure.value.exit_code is code
     assert "spec.dataset.sources[0].uri" in str(failure.value)
 
@@ -248,14 +248,18 @@ def test_a_data_set_that_cannot_be_had(
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["only.json"], "only.json"),
-        (["data/train-00000.jsonl", "data/test.jsonl"], "data/train-00000.jsonl"),
-        (["train.json", "training_notes.md", "validation.json", "dataset_infos.json"], "train.json"),
+        (["only.json"], ["only.json"]),
+        (["only.parquet", "README.md"], ["only.parquet"]),
+        (["data/train-00000.jsonl", "data/test.jsonl"], ["data/train-00000.jsonl"]),
+        (["train.json", "training_notes.md", "validation.json", "dataset_infos.json"], ["train.json"]),
+        (["a/train-00000-of-00002.parquet", "a/train-00001-of-00002.parquet", "a/test-00000-of-00001.parquet"],
+         ["a/train-00000-of-00002.parquet", "a/train-00001-of-00002.parquet"]),
+        (["a/train-00000-of-00001.parquet", "b/train-00000-of-00001.parquet"], None),
         (["a.jsonl", "b.jsonl"], None),
-        (["train.parquet"], None),
+        (["train.txt"], None),
     ],
-)
-def test_the_file_of_a_split(names: list[str], expected: str | None) -> None:
+)  # fmt: skip
+def test_the_files_of_a_split(names: list[str], expected: list[str] | None) -> None:
     if expected is not None:
         assert choose_rows(names, "train", rows()) == expected
         return

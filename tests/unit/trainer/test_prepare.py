@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -119,6 +120,7 @@ def test_equal_data_is_prepared_once_whatever_the_job(job: TrainerConfig, tmp_pa
         {"template": TemplateSpec(mask_history=True)},
         {"validation": ValidationSpec(fraction=0.5)},
         {"hyperparameters": HyperparametersSpec(seed=1)},
+        {"on_error": "skip"},
     ],
 )
 def test_whatever_changes_the_data_changes_the_digest(job: TrainerConfig, change: dict[str, Any]) -> None:
@@ -205,8 +207,15 @@ def test_long_conversations_are_cut_and_too_long_ones_counted(job: TrainerConfig
     assert report.dataset is not None
     assert report.dataset.truncated == 1
     assert [row.to_dict() for row in report.dataset.dropped] == [
-        {"reason": "first exchange longer than maxLength", "count": 2, "first": "rows.jsonl:42"}
+        {
+            "reason": "first exchange longer than maxLength",
+            "count": 2,
+            "first": "rows.jsonl:42",
+            "examples": ["rows.jsonl:42", "rows.jsonl:43"],
+        }
     ]
+    (cut,) = report.dataset.truncations
+    assert (cut.reason, cut.count, cut.examples) == ("later turns beyond maxLength", 1, ["rows.jsonl:41"])
     assert report.dataset.samples == 41
 
 
@@ -220,6 +229,54 @@ def test_several_sources_and_directories_are_read_in_order(job: TrainerConfig, t
     assert len(load_prepared(job).train) == len(ROWS) + 4
     again = load_prepared(job).train
     assert np.array_equal(again[len(ROWS)].input_ids, again[0].input_ids)
+
+
+def weighted(job: TrainerConfig, tmp_path: Path, *weights: float | None, **fields: Any) -> TrainerConfig:
+    """40 rows of one source and 10 of another."""
+    more = [{"instruction": f"Colour {n}?", "output": "Red."} for n in range(10)]
+    sources = [job.sources[0], local_source(write_rows(tmp_path / "data" / "more.jsonl", more))]
+    for index, weight in enumerate(weights):
+        sources[index] = sources[index].model_copy(update={"weight": weight})
+    return edited(job, sources=sources, **fields)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_sources_are_mixed_by_weight(job: TrainerConfig, tmp_path: Path, packing: bool) -> None:
+    report = prepare(weighted(job, tmp_path, 3.0, 2.0, packing=packing))
+    assert report.dataset is not None
+    assert [one.to_dict() for one in report.dataset.sources] == [
+        {"uri": "configmap://rows/rows.jsonl", "rows": 40, "samples": 30},
+        {"uri": "configmap://rows/more.jsonl", "rows": 10, "samples": 20},
+    ]
+    train = load_prepared(job).train
+    found = samples_of(train)
+    assert report.dataset.samples == len(found) == train.samples == 50
+    assert sorted(found.count(one) for one in set(found)) == [1] * 30 + [2] * 10
+    assert report.dataset.tokens == sum(map(len, found)) == train.tokens
+
+
+def test_without_weights_each_row_is_used_once(job: TrainerConfig, tmp_path: Path) -> None:
+    report = prepare(weighted(job, tmp_path, None, None))
+    assert report.dataset is not None
+    assert [(one.rows, one.samples) for one in report.dataset.sources] == [(40, 40), (10, 10)]
+
+
+def test_a_mix_does_not_touch_what_is_held_out(job: TrainerConfig, tmp_path: Path) -> None:
+    held_out = []
+    for weight in (None, 0.1):
+        prepare(weighted(job, tmp_path, weight, None, validation=ValidationSpec(fraction=0.2)))
+        held_out.append(samples_of(load_prepared(job).validation))
+        assert not set(held_out[-1]) & set(samples_of(load_prepared(job).train))
+    assert held_out[0] == held_out[1]
+    assert len(held_out[0]) == 10
+
+
+def test_a_source_that_is_repeated_too_often_is_warned_of(
+    job: TrainerConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="finetune")
+    prepare(weighted(job, tmp_path, None, 100.0))
+    assert "each sample of configmap://rows/more.jsonl is trained on 4.9 times in an epoch" in caplog.text
 
 
 def test_the_log_tells_the_first_sample_and_the_sum(job: TrainerConfig, caplog: pytest.LogCaptureFixture) -> None:
@@ -275,6 +332,63 @@ def test_no_rows(job: TrainerConfig) -> None:
     assert "there are no rows in configmap://rows/rows.jsonl" in said
 
 
+def test_one_source_of_two_without_rows(job: TrainerConfig, tmp_path: Path) -> None:
+    empty = local_source(write_rows(tmp_path / "data" / "empty.jsonl", []))
+    said = refused(edited(job, sources=[job.sources[0], empty]), ExitCode.DATASET_INVALID)
+    assert said == "spec.dataset.sources[1].uri: there are no rows in configmap://rows/empty.jsonl"
+
+
+BAD_LINES = [
+    "{broken",
+    '{"instruction": "a"}',
+    '{"instruction": "a", "output": " "}',
+    '{"instruction": "a", "output": "b", "output": "c"}',
+    '{"instruction": "a", "output": "\\u0000"}',
+    '{"instruction": "a", "output": 3}',
+    "7",
+    '{"instruction": "a", "output": "b", "tools": "{"}',
+    '{"instruction": "a", "output": "b", "images": ["gone.jpg"]}',
+    "{broken too",
+]
+
+
+def test_bad_rows_are_skipped_and_counted_where_the_job_says_so(job: TrainerConfig) -> None:
+    bad = edited(with_rows(job, ROWS), on_error="skip")
+    with Path(str(bad.sources[0].path)).open("a") as file:
+        file.write("\n".join(BAD_LINES))
+    assert refused(edited(bad, on_error="fail"), ExitCode.DATASET_INVALID).endswith("at column 2")
+    report = prepare(bad)
+    assert report.dataset is not None
+    assert report.dataset.samples == len(ROWS)
+    assert {row.reason: row.count for row in report.dataset.dropped} == {
+        "malformed JSON": 2,
+        "missing field": 1,
+        "empty field or turn": 1,
+        "duplicate keys": 1,
+        "not UTF-8, or not text": 1,
+        "field of a wrong type": 1,
+        "not an object": 1,
+        "malformed tools or calls": 1,
+        "images, videos or audio": 1,
+    }
+    first = report.dataset.dropped[0]
+    assert first.reason == "malformed JSON"  # most first
+    assert first.first == "rows.jsonl:41"
+    assert [example.partition(": ")[0] for example in first.examples] == ["rows.jsonl:41", "rows.jsonl:50"]
+    assert first.examples[0].startswith("rows.jsonl:41: is not JSON: Expecting property name")
+
+
+def test_a_file_that_cannot_be_read_further_fails_a_job_that_skips_rows(job: TrainerConfig) -> None:
+    bad = edited(with_rows(job, ROWS), on_error="skip")
+    Path(str(bad.sources[0].path)).write_text('[{"instruction": "a", "output": "b"}, {broken}]')
+    assert "rows.jsonl[2]: is not JSON" in refused(bad, ExitCode.DATASET_INVALID)
+
+
+def test_bad_rows_alone_are_no_data(job: TrainerConfig) -> None:
+    said = refused(edited(with_rows(job, [{"instruction": "a"}]), on_error="skip"), ExitCode.NO_SUPERVISED_TOKENS)
+    assert "missing field: 1 (first rows.jsonl:1)" in said
+
+
 def test_no_token_to_train_on(job: TrainerConfig) -> None:
     rows = [{"instruction": "Long?", "output": "very " * 100}]
     said = refused(edited(with_rows(job, rows), max_length=64), ExitCode.NO_SUPERVISED_TOKENS)
@@ -289,7 +403,9 @@ def test_no_data_set(job: TrainerConfig, tmp_path: Path) -> None:
     assert said.startswith("spec.dataset.sources[1].uri: pvc://data/gone.jsonl: there is no file")
     (tmp_path / "empty").mkdir()
     empty = ResolvedSource(uri="pvc://data/empty", path=str(tmp_path / "empty"))
-    assert r"has no .jsonl or .json file" in refused(edited(job, sources=[empty]), ExitCode.DATASET_NOT_FOUND)
+    assert "has no file of rows (.jsonl, .json, .csv" in refused(
+        edited(job, sources=[empty]), ExitCode.DATASET_NOT_FOUND
+    )
 
 
 @pytest.mark.parametrize("state", ["does not exist", "is empty", "is a file"])
@@ -335,6 +451,32 @@ def test_a_template_whose_end_of_turn_the_tokenizer_lacks(
     assert "chatml ends an answer with <|im_end|>, which is no token of this model's tokenizer" in said
 
 
+def test_a_mask_that_hides_every_end(job: TrainerConfig, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a template whose answers end by a token that none of its trained text has."""
+    real = prepare_module.find_wording
+
+    def endless(*arguments: Any) -> Any:
+        return dataclasses.replace(real(*arguments), stop_token_ids=(0,))
+
+    monkeypatch.setattr(prepare_module, "find_wording", endless)
+    said = refused(job, ExitCode.TEMPLATE_INVALID)
+    assert "no row's answer is trained to end: of <|endoftext|> none is among the trained tokens of any row" in said
+
+
+def test_the_end_is_trained_where_it_pads_too(job: TrainerConfig, tiny: Path, tmp_path: Path) -> None:
+    """Padding is masked by its place, so that an end that is also the pad token is none of it."""
+    model = shutil.copytree(tiny, tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": settings["eos_token"]}))
+    tokenizer = load_tokenizer(model, trust_remote_code=False)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    prepare(edited(job, model=local_model(model)))
+    train = load_prepared(job).train
+    for index in range(len(train)):
+        labels = train[index].labels
+        assert labels[labels != IGNORED][-1] == tokenizer.eos_token_id
+
+
 def test_a_tokenizer_of_another_model(job: TrainerConfig, tiny: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny, tmp_path / "model")
     settings = json.loads((model / "config.json").read_text()) | {"vocab_size": 100}
@@ -367,7 +509,7 @@ def test_a_cache_that_fills_up_leaves_nothing_behind(job: TrainerConfig, monkeyp
     def full(*_: Any, **_options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepare_module.StoreWriter, "add", full)
+    monkeypatch.setattr(prepared_module.StoreWriter, "extend", full)
     assert "the cache volume is full" in refused(job, ExitCode.VOLUME_FULL)
     assert not list((Path(job.paths.cache) / "prepared").iterdir())
 

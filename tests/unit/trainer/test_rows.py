@@ -11,7 +11,7 @@ from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import ResolvedSource
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Conversation
-from finetune_trainer.rows import read_conversations
+from finetune_trainer.samples import read_samples
 
 HI = [("user", "Hi"), ("assistant", "Hello!")]
 
@@ -20,7 +20,7 @@ def read(file: Path, content: bytes | str | list[Any], **fields: Any) -> list[Co
     if isinstance(content, list):
         content = "".join(json.dumps(row) + "\n" for row in content)
     file.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list(read_conversations(ResolvedSource(uri="file:///rows", **fields), file))
+    return list(read_samples(ResolvedSource(uri="file:///rows", **fields), file))
 
 
 def said(conversation: Conversation) -> list[tuple[str, str]]:
@@ -94,10 +94,14 @@ GOOD = '{"instruction": "Hi", "output": "Hello!"}\n'
         ('{"instruction": "Hi", "output": "a", "output": "b"}', r"rows\.jsonl:1: has the key 'output' twice"),
         ('{"instruction": "Hi", "output": "a", "history": 7}', r"rows\.jsonl:1: 'history' must be a list"),
         ('{"instruction": "Hi", "output": "a", "history": [["b"]]}', r"'history' must be a list of \[question, answer"),
-        ('{"instruction": "Hi", "output": "\\ud800"}', r"rows\.jsonl:1: assistant's text holds half of a surrogate"),
-        (b'{"instruction": "\xff"}', r"rows\.jsonl:1: is not UTF-8 at byte 17"),
-        (b'{"instruction": "\0"}', r"rows\.jsonl:1: holds a NUL byte"),
-        ("[" + GOOD + ",", r"rows\.jsonl: is not JSON: .* at line"),
+        (
+            '{"instruction": "Hi", "output": "\\ud800"}',
+            r"rows\.jsonl:1: 'output', assistant's text, holds half of a surrogate",
+        ),
+        ('{"instruction": "Hi", "output": "a\\u0000"}', r"rows\.jsonl:1: 'output', assistant's text, holds a NUL"),
+        (b'{"instruction": "\xff"}', r"rows\.jsonl:1: is not UTF-8 at byte 17, in or behind 'instruction'"),
+        (b'{"instruction": "\0"}', r"rows\.jsonl:1: holds a NUL byte, in or behind 'instruction'"),
+        ('{"instruction": "Hi", "output": "' + "a" * 10_000_000, r"rows\.jsonl:1: is longer than 8 MiB, .*'output'"),
         ('{"instruction": ' + "[" * 200_000, r"rows\.jsonl:1: is JSON beyond all bounds"),
         ('{"instruction": ' + "9" * 5_000 + "}", r"rows\.jsonl:1: is JSON beyond all bounds"),
     ],
@@ -121,11 +125,11 @@ def turn(role: str, content: Any = "text") -> dict[str, Any]:
         (["text"], r"messages\[0\] must be an object with 'role' and 'content'"),
         ([turn("wizard")], r"messages\[0\]\.role is 'wizard'; known: human, user"),
         ([turn("user"), turn("assistant", None)], r"messages\[1\]\.content must be text, not NoneType"),
-        ([turn("user"), turn("user")], "turn 2 is of user, where assistant's must be"),
+        ([turn("user"), turn("user")], "messages\\[1\\]: turn 2 is of user, where assistant's must be"),
         ([turn("assistant")], "turn 1 is of assistant, where user's must be"),
         ([turn("user"), turn("assistant"), turn("system")], "turn 3 is of system"),
         ([turn("user")], "ends with a question that has no answer"),
-        ([turn("user", " "), turn("assistant")], "turn 1, of user, is empty"),
+        ([turn("user", " "), turn("assistant")], "messages\\[0\\]: turn 1, of user, is empty"),
     ],
 )
 def test_turns_in_disorder_are_named(tmp_path: Path, turns: Any, message: str) -> None:
@@ -136,7 +140,7 @@ def test_turns_in_disorder_are_named(tmp_path: Path, turns: Any, message: str) -
 def test_rows_are_streamed(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(GOOD + "{broken\n")
-    rows = read_conversations(ResolvedSource(uri="file:///rows"), file)
+    rows = read_samples(ResolvedSource(uri="file:///rows"), file)
     assert said(next(rows)) == HI
     with pytest.raises(TrainerError):
         next(rows)

@@ -119,7 +119,7 @@ def test_each_shape_of_a_labelled_answer_is_read(tmp_path: Path, row: Any) -> No
     ("row", "problem"),
     [
         ({"prompt": "Hi", "completion": "a"}, "has no 'label' (or 'kto_tag'); its fields are: prompt, completion"),
-        ({"prompt": "Hi", "completion": "a", "label": "true"}, "'label' must be true or false, not 'true'"),
+        ({"prompt": "Hi", "completion": "a", "label": "yes"}, "'label' must be true or false, not 'yes'"),
         ({"prompt": "Hi", "completion": "a", "kto_tag": 1}, "'kto_tag' must be true or false, not 1"),
         ({"prompt": "Hi", "label": True}, "has no 'completion'"),
         ({"answer": "a", "label": True}, "has no conversation: one of 'messages'"),
