@@ -13,10 +13,9 @@ import pytest
 from finetune_cli.kubectl import Kubectl
 from finetune_operator.core import names
 from installed import DEPLOYMENT, NAMESPACE, RELEASE, json_of
-from team import Team
+from team import KILL, Team, has_saved
 from tiny_jobs import long_job
 
-KILL = ("--grace-period=0", "--force")
 CHILDREN = "jobs,pods,services,configmaps"
 
 
@@ -47,11 +46,6 @@ def disturbed(make_team: Callable[[str], Team], kubectl: Kubectl) -> Disturbed:
     kubectl.run("delete", "pod", "--namespace", NAMESPACE, "--selector", selector, *KILL)
     kubectl.run("rollout", "status", "--namespace", NAMESPACE, f"deployment/{DEPLOYMENT}", "--timeout=120s")
     return Disturbed(team, before)
-
-
-def has_saved(status: dict[str, Any]) -> bool:
-    """Whether a checkpoint is told of while the job runs."""
-    return status.get("phase") == "Running" and bool((status.get("checkpoint") or {}).get("step"))
 
 
 def test_a_job_outlives_the_operators_pod(disturbed: Disturbed) -> None:

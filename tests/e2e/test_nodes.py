@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from finetune_operator.core import names
-from team import Team
-from test_faults import KILL, has_saved
+from team import KILL, Team, has_saved
 from tiny_jobs import long_job
 
 

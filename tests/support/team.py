@@ -180,6 +180,15 @@ class Team:
         return sorted(found, key=lambda event: int(event.metadata.resource_version))  # their times are whole seconds
 
 
+KILL = ("--grace-period=0", "--force")
+"""Options of kubectl that give a pod no time."""
+
+
+def has_saved(status: Body) -> bool:
+    """Whether a checkpoint is told of while the job runs."""
+    return status.get("phase") == "Running" and bool((status.get("checkpoint") or {}).get("step"))
+
+
 def condition(status: Body, kind: str) -> Body:
     """A condition of a status; empty where it is not there."""
     return next((found for found in status.get("conditions") or () if found["type"] == kind), {})
