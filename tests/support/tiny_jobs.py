@@ -46,13 +46,13 @@ def tiny_job(name: str, **edits: Any) -> Manifest:
     return manifest
 
 
-def long_job(name: str, steps: int = 800) -> Manifest:
+def long_job(name: str, steps: int = 800, **edits: Any) -> Manifest:
     """One that runs for long enough to be disturbed, saves often, and leaves room for two more on two cores."""
-    return tiny_job(
-        name,
-        hyperparameters__maxSteps=steps,
-        output__checkpoint__everySteps=50,
-        evaluation={},
-        dataset__validation={},
-        resources__cpu="600m",
-    )
+    settings = {
+        "hyperparameters__maxSteps": steps,
+        "output__checkpoint__everySteps": 50,
+        "evaluation": {},
+        "dataset__validation": {},
+        "resources__cpu": "600m",
+    }
+    return tiny_job(name, **settings | edits)
