@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict
-
 from finetune_api.base import API_VERSION, ApiModel
+from finetune_api.metadata import ObjectMeta
 from finetune_api.running import (
     DistributedSpec,
     EvaluationSpec,
@@ -96,29 +95,6 @@ class FineTuneJobSpec(ApiModel):
             return "freeze"
         bits = self.quantization.bits if self.quantization else None
         return "qlora" if bits == 4 else "lora"
-
-
-class ObjectMeta(ApiModel):
-    """The metadata that we read; the rest is the server's affair."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    name: str
-    """Name."""
-    namespace: str | None = None
-    """Namespace."""
-    uid: str | None = None
-    """Uid."""
-    generation: int | None = None
-    """Generation."""
-    labels: dict[str, str] = {}
-    """Labels."""
-    annotations: dict[str, str] = {}
-    """Annotations."""
-    creation_timestamp: str | None = None
-    """Creation."""
-    deletion_timestamp: str | None = None
-    """Deletion asked for."""
 
 
 class FineTuneJob(ApiModel):

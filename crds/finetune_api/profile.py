@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.base import API_VERSION, ApiModel
-from finetune_api.job import ObjectMeta
+from finetune_api.metadata import ObjectMeta
 from finetune_api.running import AccessMode, LabelMap, Toleration
 from finetune_api.types import DnsName, Quantity, ShortText
 

@@ -218,6 +218,11 @@ CONFLICTS: tuple[Rule, ...] = (
         "set name or ref, not both",
     ),
     Rule(
+        "template.inline",
+        both(Present("template.inline"), either(Present("template.ref"), Not(OneOf("template.name", ("auto",))))),
+        "set one of name, ref and inline",
+    ),
+    Rule(
         "template.maskHistory",
         both(OneOf("template.maskHistory", (True,)), OneOf("template.trainOnPrompt", (True,))),
         "maskHistory trains less than every answer and trainOnPrompt more: choose one",

@@ -15,7 +15,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.profile import TrainingProfile
 from finetune_api.rule import Rule
 from finetune_api.rules import IMMUTABLE_FIELDS, IMMUTABLE_MESSAGE, RULES
-from finetune_api.template_slots import SLOT_RULES, SlotRule
+from finetune_api.template_slots import SLOT_RULES
 
 Schema = dict[str, Any]
 
@@ -134,8 +134,9 @@ def custom_resource_definition(kind: Kind) -> dict[str, Any]:
     }
     if kind.model is FineTuneJob:
         _add_rules(properties["spec"])
+        _add_slot_rules(_node_at(properties["spec"], "template.inline"), "spec.template.inline")
     if kind.model is ChatTemplate:
-        properties["spec"]["x-kubernetes-validations"] = [_slot_validation(rule) for rule in SLOT_RULES]
+        _add_slot_rules(properties["spec"], "spec")
     required = ["spec"] if kind.model.model_fields["spec"].is_required() else []
     if not required:
         properties["spec"]["default"] = {}
@@ -276,13 +277,16 @@ def _add_rules(spec: Schema) -> None:
         )
 
 
-def _slot_validation(rule: SlotRule) -> Schema:
-    return {
-        "rule": f"!({rule.cel})",
-        "message": f"spec.{rule.field}: {rule.message}",
-        "fieldPath": f".{rule.field}",
-        "reason": "FieldValueInvalid",
-    }
+def _add_slot_rules(node: Schema, place: str) -> None:
+    node["x-kubernetes-validations"] = [
+        {
+            "rule": f"!({rule.cel})",
+            "message": f"{place}.{rule.field}: {rule.message}",
+            "fieldPath": f".{rule.field}",
+            "reason": "FieldValueInvalid",
+        }
+        for rule in SLOT_RULES
+    ]
 
 
 def _validation(rule: Rule) -> Schema:

@@ -101,6 +101,7 @@ STAGE_RULES: tuple[Rule, ...] = (
             either(
                 Not(OneOf("template.name", ("auto",))),
                 Present("template.ref"),
+                Present("template.inline"),
                 Present("template.system"),
                 Not(OneOf("template.thinking", ("auto",))),
                 OneOf("template.trainOnPrompt", (True,)),

@@ -118,7 +118,7 @@ class TrainerConfig(ApiModel):
     precision: Precision = "bf16"
     template: TemplateSpec = TemplateSpec()
     chat_template: ChatTemplateSpec | None = None
-    """What `template.ref` names."""
+    """What `template.ref` names, or `template.inline` says."""
     acceleration: AccelerationSpec = AccelerationSpec()
     hyperparameters: HyperparametersSpec = HyperparametersSpec()
     distributed: DistributedSpec = DistributedSpec()
@@ -164,7 +164,7 @@ def resolve_config(
         quantization=spec.quantization,
         precision=spec.precision,
         template=spec.template,
-        chat_template=chat_template,
+        chat_template=chat_template or spec.template.inline,
         acceleration=spec.acceleration,
         hyperparameters=spec.hyperparameters,
         distributed=spec.distributed,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel
+from finetune_api.chat_template import ChatTemplateSpec
 from finetune_api.types import (
     DnsName,
     IntOrAuto,
@@ -181,6 +182,8 @@ class TemplateSpec(ApiModel):
     """A built-in template, or `auto` for the tokenizer's own. `finetune templates` lists them."""
     ref: DnsName | None = None
     """A ChatTemplate of the job's namespace, instead of a built-in one."""
+    inline: ChatTemplateSpec | None = None
+    """A format of this job's own, by the slots of a ChatTemplate, instead of either."""
     system: LongText | None = None
     """System message for conversations that have none; unset means the template's default."""
     thinking: Literal["auto", "enabled", "disabled", "preserved"] = "auto"

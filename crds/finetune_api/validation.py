@@ -72,6 +72,10 @@ def validate_spec(spec: FineTuneJobSpec, *, local: bool = False) -> list[Finding
         if not (rule.cluster_only and local)
         for place in _broken(rule, data)
     ]
+    if spec.template.inline is not None:
+        found += [
+            Finding(f"spec.template.inline.{field}", problem) for field, problem in slot_problems(spec.template.inline)
+        ]
     return [*found, *_malformed_uris(spec)]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_api.job import ObjectMeta
+from finetune_api.metadata import ObjectMeta
 from finetune_api.profile import TrainingProfile
 from finetune_api.reports import ProgressReport
 

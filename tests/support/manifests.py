@@ -373,6 +373,15 @@ CASES: tuple[Case, ...] = (
         {"stage": "rm", SOURCE: PAIRS, "evaluation": {"prompts": ["Hello?"]}},
         "scores answers and writes none",
     ),
+    Case("a template in the job", {"template": {"inline": chat_template()["spec"]}}),
+    Case(
+        "a template in the job that cannot work",
+        {"template": {"inline": chat_template(thoughtWords=["<think>"])["spec"]}},
+        "spec.template.inline.thoughtWords: must be two",
+    ),
+    Case(
+        "a template in the job and a ref", {"template": {"inline": chat_template()["spec"], "ref": "x"}}, "one of name"
+    ),
     Case("a template's name and ref", {"template": {"name": "qwen", "ref": "mine"}}, "not both"),
     Case("two ways to mask", {"template": {"maskHistory": True, "trainOnPrompt": True}}, "choose one"),
     Case("a micro-batch of zero", {"hyperparameters": {"microBatchSize": 0}}, "positive integer or auto"),

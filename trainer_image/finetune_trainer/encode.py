@@ -5,13 +5,16 @@ A turn is a user's message with all up to the next: answers, calls and the tools
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from finetune_api.training import TemplateSpec
 
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
 from finetune_trainer.templates import Segment, Template
 from finetune_trainer.tokenizer import Span, SpecialTokenInTextError, TextEncoder
@@ -46,6 +49,17 @@ class ConversationEncoder:
         self._spec = spec
         self._max_length = max_length
         self._last_answer = last_answer
+        self._foreseen: dict[int, tuple[Sequence[Message], list[list[Segment]]]] = {}
+
+    def foresee(self, conversations: Iterable[tuple[Sequence[Message], Sequence[Mapping[str, Any]]]]) -> None:
+        """Render the conversations that :meth:`encode` will be asked for next, each messages and tools, and tokenize
+        them together."""
+        self._foreseen = {}
+        for messages, tools in conversations:
+            with contextlib.suppress(TrainerError):  # encode will say it, with the row
+                self._foreseen[id(messages)] = (messages, self._renderings(messages, tools))
+        rendered = chain.from_iterable(renderings for _, renderings in self._foreseen.values())
+        self._text.foresee("".join([segment.text for segment in segments]) for segments in rendered)
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[Encoded]:
         """Tokens of ``messages``, of at most ``max_length``: whole turns are cut from the end.
@@ -87,14 +101,19 @@ class ConversationEncoder:
         raise DroppedError(TOO_LONG)
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[_Rendered]:
-        renderings = self._template.renderings(
+        same, renderings = self._foreseen.get(id(messages), (None, []))
+        if same is not messages:
+            renderings = self._renderings(messages, tools)
+        return [self._tokens(segments) for segments in renderings]
+
+    def _renderings(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[list[Segment]]:
+        return self._template.renderings(
             messages,
             tools,
             first=self._first(messages),
             default_system=self._spec.system,
             thinking=self._spec.thinking,
         )
-        return [self._tokens(segments) for segments in renderings]
 
     def _first(self, messages: Sequence[Message]) -> int:
         """Number of the first answer that is trained."""

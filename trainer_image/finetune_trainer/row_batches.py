@@ -16,7 +16,7 @@ from finetune_trainer.encode import DroppedError
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.row_errors import RowError
 from finetune_trainer.row_files import RawRow
-from finetune_trainer.samples import SampleEncoder, Unit, sample_of
+from finetune_trainer.samples import Sample, SampleEncoder, Unit, sample_of
 
 BATCH_BYTES = 2**18
 BATCH_ROWS = 1024
@@ -104,14 +104,16 @@ class BatchEncoder:
         made = EncodedBatch(batch.source, len(batch.rows), np.empty(0, np.int32), np.empty(0, bool))
         source = self._config.sources[batch.source]
         field = f"spec.dataset.sources[{batch.source}].uri ({source.uri})"
+        samples: list[tuple[int, RawRow, Sample]] = []
         for number, raw in enumerate(batch.rows):
             try:
-                sample = sample_of(source, raw)
+                samples.append((number, raw, sample_of(source, raw)))
             except RowError as error:
                 if self._config.on_error == "fail":
                     raise TrainerError(error.exit_code, f"{field}: {error}") from error
                 made.dropped.append(LeftOut(error.reason, raw.where, error.problem))
-                continue
+        self._encoder.foresee([sample for _, _, sample in samples])
+        for number, raw, sample in samples:
             try:
                 units = self._encoder.encode(sample)
             except DroppedError as error:

@@ -7,7 +7,7 @@ pair of answers, a labelled answer.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,6 +92,10 @@ class Unit:
 class SampleEncoder(Protocol):
     """Turns a stage's samples into tokens."""
 
+    def foresee(self, samples: Sequence[Any]) -> None:
+        """Get ready for the samples that come next: together their texts are tokenized faster than one by one."""
+        ...
+
     def encode(self, sample: Any) -> list[Unit]:
         """The sample's units.
 
@@ -108,6 +112,10 @@ class Conversations:
     def __init__(self, encoder: ConversationEncoder) -> None:
         self._encoder = encoder
 
+    def foresee(self, samples: Sequence[Conversation]) -> None:
+        """As :meth:`SampleEncoder.foresee`."""
+        self._encoder.foresee((sample.messages, sample.tools) for sample in samples)
+
     def encode(self, sample: Conversation) -> list[Unit]:
         """The conversation, whole turns cut from its end; more than one where earlier answers need their own."""
         return [Unit((encoded,)) for encoded in self._encoder.encode(sample.messages, sample.tools)]
@@ -123,11 +131,18 @@ class Texts:
         self._end = Span(tokenizer.eos_token, literal=False)
         self._max_length = max_length
 
+    def foresee(self, samples: Sequence[Text]) -> None:
+        """As :meth:`SampleEncoder.foresee`."""
+        self._encoder.foresee("".join([span.text for span in self._spans(sample)]) for sample in samples)
+
+    def _spans(self, sample: Text) -> list[Span]:
+        return [self._start, Span(sample.text, literal=True), self._end]
+
     def encode(self, sample: Text) -> list[Unit]:
         """Pieces of at most ``max_length`` tokens. Each begins with the last token of the one before, so that every
         token but the text's first is trained once."""
         try:
-            ids = self._encoder.encode([self._start, Span(sample.text, literal=True), self._end]).ids
+            ids = self._encoder.encode(self._spans(sample)).ids
         except SpecialTokenInTextError as error:
             raise DroppedError(SPECIAL_TEXT) from error
         pieces = (ids[start : start + self._max_length] for start in range(0, len(ids) - 1, self._max_length - 1))
@@ -155,6 +170,10 @@ class _Answers:
 class Pairs(_Answers):
     """Stages dpo, orpo and rm."""
 
+    def foresee(self, samples: Sequence[Pair]) -> None:
+        """As :meth:`SampleEncoder.foresee`."""
+        self._encoder.foresee((one, pair.tools) for pair in samples for one in (pair.chosen, pair.rejected))
+
     def encode(self, sample: Pair) -> list[Unit]:
         """The chosen and the rejected answer, each behind the prompt and cut at the same length."""
         if sample.chosen == sample.rejected:
@@ -167,6 +186,10 @@ class Pairs(_Answers):
 
 class Labelled(_Answers):
     """Stage kto."""
+
+    def foresee(self, samples: Sequence[Rated]) -> None:
+        """As :meth:`SampleEncoder.foresee`."""
+        self._encoder.foresee((sample.messages, sample.tools) for sample in samples)
 
     def encode(self, sample: Rated) -> list[Unit]:
         """The answer behind its prompt."""

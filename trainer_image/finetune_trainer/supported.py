@@ -72,7 +72,7 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
         yield "spec.distributed.sequenceParallel is not supported yet"
     yield from _spread_problems(config)
     if config.template.ref is not None and config.chat_template is None:
-        yield f"spec.template.ref: what {config.template.ref} holds was not handed over: not supported yet"
+        yield f"spec.template.ref: {config.template.ref} was not handed over; operator and trainer image do not match"
     if config.template.mask_history and config.template.train_on_prompt:
         yield "spec.template: maskHistory and trainOnPrompt exclude each other"
     if config.merge is not None and method.lora is None:

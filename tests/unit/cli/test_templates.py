@@ -174,7 +174,7 @@ def test_a_chat_template_of_ones_own_is_rendered_from_its_file(tmp_path: Path, c
     model = make_tiny_model(tmp_path / "model")
     assert "<|im_end|>\n<|assistant|>" in render("--template", own, "--messages", chat, "--tokenizer", model).stdout
     own.write_text(file.read_text().replace('["{{content}}<|end|>\\n"]', '["{{content}}"]'))
-    assert "spec.formatAssistant: must hold a stop word" in render("--template", own, "--messages", chat, code=1).stderr
+    assert "spec.formatAssistant: must hold a stop word" in render("--template", own, "--messages", chat, code=1).output
     assert "one ChatTemplate, not 0" in render(
         "--template", EXAMPLES / "full.yaml", "--messages", chat, code=1
     ).stderr  # fmt: skip

@@ -126,7 +126,7 @@ def test_the_tokenizers_own_tokens_are_filled_in(tmp_path: Path) -> None:
 
 
 def test_the_example_can_be_trained_on() -> None:
-    example = ChatTemplate.model_validate(yaml.safe_load(EXAMPLE.read_text()))
+    example = ChatTemplate.model_validate(next(yaml.safe_load_all(EXAMPLE.read_text())))
     segments = custom_template(example.metadata.name, example.spec).segments(PLAIN[:2])
     assert text_of(segments) == "<|user|>\nHi<|end|>\n<|assistant|>\nHello!<|end|>\n"
 

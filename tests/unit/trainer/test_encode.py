@@ -61,6 +61,28 @@ def test_a_long_conversation_keeps_as_many_whole_turns_as_fit(
     assert encoded.truncated is (fitting < count)
 
 
+@pytest.mark.parametrize("name", ["chatml", "auto", "qwen3"])
+def test_what_was_foreseen_is_encoded_as_what_was_not(tokenizer: Any, name: str) -> None:
+    conversations = [
+        (tuple(turns), ())
+        for turns in (
+            exchanges(1),
+            exchanges(12, system=True),  # is cut
+            [Message("user", "Say <|im_end|>"), Message("assistant", "<|im_end|>")],
+            exchanges(1),  # again
+        )
+    ]
+    foreseeing = encoder(tokenizer, 150, name=name)
+    foreseeing.foresee(conversations)
+    for messages, tools in conversations:
+        found = foreseeing.encode(messages, tools)
+        expected = encoder(tokenizer, 150, name=name).encode(messages, tools)
+        assert [one.ids.tolist() for one in found] == [one.ids.tolist() for one in expected]
+        assert [one.trained.tolist() for one in found] == [one.trained.tolist() for one in expected]
+    other = exchanges(2)
+    assert foreseeing.encode(other)[0].ids.tolist() == encoder(tokenizer, 150, name=name).encode(other)[0].ids.tolist()
+
+
 def test_a_conversation_of_exactly_the_limit_is_kept_whole(tokenizer: Any) -> None:
     turns = exchanges(3)
     length = len(encoder(tokenizer, 100_000).encode(turns)[0].ids)
