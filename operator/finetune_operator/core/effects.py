@@ -12,7 +12,7 @@ from finetune_api.reports import TerminationReport
 from finetune_api.status import Failure, FineTuneJobStatus, Phase
 
 from finetune_operator.core import conditions as states
-from finetune_operator.core import failures, manifests, names, reports, times
+from finetune_operator.core import failures, lifecycle, manifests, names, reports, times
 from finetune_operator.core.children import Body, Observed, is_active, is_running, labels, sort_children
 from finetune_operator.core.decision import Decision, Note
 from finetune_operator.core.plan import Plan
@@ -40,6 +40,7 @@ class Effects:
         self.deleted: list[str] = []
         self.notes: list[Note] = []
         self.requeue: float | None = None
+        self.expired = False
 
     @property
     def settings(self) -> CoreSettings:
@@ -48,16 +49,31 @@ class Effects:
         return self._settings
 
     def decision(self) -> Decision:
+        if self.status.phase in lifecycle.FINAL and self.conditions.get("Suspended") is not None:
+            self.conditions.set("Suspended", holds=False, reason="Finished")
         self.update(conditions=self.conditions.listed())
         saved = self.status.checkpoint
         if saved is not None and saved != self.before.checkpoint:
             self.notes.insert(0, Note("CheckpointSaved", f"Checkpoint of step {saved.step}: {saved.path}"))
-        return Decision(self.status, self.applied, self.deleted, self.notes, self.requeue)
+        self.expire()
+        return Decision(
+            status=self.status,
+            apply=self.applied,
+            delete_jobs=self.deleted,
+            delete_self=self.expired,
+            notes=self.notes,
+            requeue_after=self.requeue,
+        )
+
+    @property
+    def suspends(self) -> bool:
+        return lifecycle.wants_suspension(self.body)
 
     # -- ends --------------------------------------------------------------------------------------------------
 
     def fail(self, failure: Failure, report: TerminationReport | None = None) -> None:
         self.status = reports.with_report(self.status, report, self.now)
+        self.status = lifecycle.with_run_ended(self.status, self.now)
         self.update(
             phase="Failed",
             start_time=self.before.start_time or times.stamp(self.now),
@@ -73,6 +89,44 @@ class Effects:
     def stop_children(self) -> None:
         """Free what a finished job still holds; finished Jobs stay for their logs."""
         self.deleted += [job["metadata"]["name"] for job in self.children.jobs if is_active(job)]
+
+    def expire(self) -> None:
+        """Delete a finished job when its time to live is over: not before its end was written and told."""
+        left = lifecycle.expires_in(self.body, self.status, self.now)
+        if left is None:
+            return
+        self.expired = left <= 0 and self.before.phase in lifecycle.FINAL
+        if not self.expired:
+            self.come_again(max(0.0, left))
+
+    # -- rest --------------------------------------------------------------------------------------------------
+
+    def rest(self, message: str) -> None:
+        """Suspended, once no pod lives any more."""
+        living = self.children.living()
+        if living:
+            self.come_to_rest(f"Pod {living[0]} has been told to end.")
+            return
+        if not self.conditions.holds("Prepared"):
+            self.conditions.set("Prepared", holds=False, reason="Suspended", message=message)
+        if not self.conditions.holds("Suspended"):
+            self.note("Suspended", message)
+        states.suspended(self.conditions, message)
+        self.update(phase="Suspended")
+
+    def come_to_rest(self, message: str) -> None:
+        """On the way there: what runs still ends."""
+        self.conditions.set("Suspended", holds=False, reason="Suspending", message=message)
+        self.wait(self.before.phase or "Pending", "Suspending", message, CLEARING)
+
+    def resume(self) -> None:
+        """Nobody wants the job to rest, or no longer."""
+        suspended = self.conditions.get("Suspended")
+        if suspended is None:
+            return
+        if suspended.status == "True":
+            self.note("Resumed", "runPolicy.suspend is false again")
+        self.conditions.set("Suspended", holds=False, reason="Resumed")
 
     # -- waits -------------------------------------------------------------------------------------------------
 
@@ -92,6 +146,9 @@ class Effects:
         if phase == "Preparing":
             self.conditions.set("Prepared", holds=False, reason=reason, message=message)
         states.progress_to_kstatus(self.conditions, reason=reason, message=message)
+        self.come_again(seconds)
+
+    def come_again(self, seconds: float | None) -> None:
         if seconds is not None:
             self.requeue = seconds if self.requeue is None else min(self.requeue, seconds)
 
@@ -111,21 +168,16 @@ class Effects:
         self.bear(trouble, phase)
 
     def blocked(self, body: Body) -> bool:
-        """Whether ``body`` must wait: for a Job that an earlier FineTuneJob of this name left, or for a training
-        pod that still lives, since two attempts must never write to one output."""
+        """Whether ``body`` must wait: for a Job that an earlier FineTuneJob of this name left, or for a pod of the
+        same step that still lives, since two attempts must never write to one output."""
         name = body["metadata"]["name"]
         if name in self.children.strangers:
             message = f"Job {name} of an earlier FineTuneJob of this name is still being deleted."
             self.wait("Pending", "Clearing", message, CLEARING)
             return True
-        alive = [
-            pod["metadata"]["name"]
-            for pod in self.children.pods
-            if labels(pod).get(names.COMPONENT_LABEL) == names.TRAIN
-            and pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
-        ]
-        if alive:
-            message = f"Pod {alive[0]} of the last attempt has not ended yet; the next one waits for it."
+        living = self.children.living(labels(body)[names.COMPONENT_LABEL])
+        if living:
+            message = f"Pod {living[0]} of the last attempt has not ended yet; the next one waits for it."
             self.wait("Pending", "Clearing", message, CLEARING)
             return True
         return False

@@ -76,6 +76,9 @@ def of_job(job: Body, pods: list[Body], *, attempt: int) -> Failure:
         return failure(R.DEADLINE_EXCEEDED, _advise(R.DEADLINE_EXCEEDED, "The time ran out."), attempt=attempt)
     if not failed:
         what = condition.get("message") or "Its pod is gone and left no word."
+        if condition.get("reason") == "PodFailurePolicy" and "DisruptionTarget" in what:
+            # Its controller saw what became of the pod; by preemption or eviction, it does not say.
+            return failure(R.EVICTED, _advise(R.EVICTED, f"{job['metadata']['name']}: {what}"), attempt=attempt)
         return gone(f"{job['metadata']['name']}: {what}", attempt=attempt)
     return of_pod(min(failed, key=_ended) if attempt else max(failed, key=_ended), attempt=attempt)
 

@@ -1,11 +1,13 @@
 """decide(): where a job is in its life, and what is to be done next.
 
 One pure function of what the API server holds and the time. It keeps no state: killed between any two of its
-effects, the operator decides the same again from what is there. Three rules make that safe:
+effects, the operator decides the same again from what is there. Four rules make that safe:
 
 * children have names that follow from the job, so that creating one twice is creating it once;
 * a Job of attempt n is created before ``status.attempt`` says n, and the next attempt is one more than the greatest
   of what the status and the Jobs say, so that no number is used twice;
+* why an attempt is stopped, how it ended and how long it ran are in the status before its Job is deleted or the next
+  one made, so that nothing is counted twice or not at all;
 * ``Succeeded`` and ``Failed`` are final, whatever becomes of the children afterwards.
 """
 
@@ -15,7 +17,6 @@ from datetime import datetime, timedelta
 
 from finetune_api.failures import FailureReason
 from finetune_api.reports import TerminationReport
-from finetune_api.status import Phase
 
 from finetune_operator.core import failures, manifests, reports, times
 from finetune_operator.core.acceptance import parse_job, profile_of, snapshot_of
@@ -31,12 +32,12 @@ from finetune_operator.core.children import (
 )
 from finetune_operator.core.decision import Decision
 from finetune_operator.core.effects import CLEARING, LOOK_AGAIN
+from finetune_operator.core.lifecycle import FINAL
 from finetune_operator.core.plan import Plan, Refused, make_plan
 from finetune_operator.core.settings import CoreSettings
 from finetune_operator.core.waiting import Trouble
 
 R = FailureReason
-FINAL: tuple[Phase, ...] = ("Succeeded", "Failed")
 
 
 def needs_profile(body: Body) -> bool:
@@ -77,6 +78,8 @@ class _Reconciliation(Attempts):
         if self.before.phase in FINAL:
             self.stop_children()
             return self.decision()
+        if not self.suspends:
+            self.resume()
         try:
             plan = self.accept()
         except Refused as refused:
@@ -114,26 +117,38 @@ class _Reconciliation(Attempts):
         return plan
 
     def refused(self, refused: Refused) -> None:
-        """An end; but for a profile, which may be applied a moment after the job, there is a time of grace."""
+        """An end; but for a profile, which may be applied a moment after the job, there is a time of grace, and a job
+        that rests does without one."""
         trouble = None
         if refused.reason is R.PROFILE_NOT_FOUND:
-            created = times.parse(self.body["metadata"].get("creationTimestamp")) or self.now
-            deadline = created + timedelta(seconds=self.settings.start_grace)
+            deadline = self.wanted_since() + timedelta(seconds=self.settings.start_grace)
             trouble = Trouble(refused.reason, refused.message, deadline)
-        if trouble is not None and not self.is_over(trouble):
+        if trouble is not None and (self.suspends or not self.is_over(trouble)):
             self.conditions.set("Accepted", holds=None, reason=refused.reason, message=refused.message)
-            self.bear(trouble, "Pending")
+            if self.suspends:
+                self.rest(f"Before it can run: {refused.message}")
+            else:
+                self.bear(trouble, "Pending")
             return
         if not self.conditions.holds("Accepted"):
             self.conditions.set("Accepted", holds=False, reason=refused.reason, message=refused.message)
         self.fail(failures.failure(refused.reason, refused.message, attempt=0))
+
+    def wanted_since(self) -> datetime:
+        """When the job was created, or resumed."""
+        created = times.parse(self.body["metadata"].get("creationTimestamp")) or self.now
+        resumed = self.conditions.get("Suspended")
+        return max(created, times.parse(resumed.last_transition_time) or created) if resumed else created
 
     # -- prepare -----------------------------------------------------------------------------------------------
 
     def prepare(self, plan: Plan) -> None:
         job = self.children.prepare
         if job is None:
-            self.launch_prepare(plan)
+            if self.suspends:
+                self.rest("Model and data are prepared when runPolicy.suspend is false.")
+            else:
+                self.launch_prepare(plan)
             return
         pods = self.children.pods_of(job)
         if is_complete(job):
@@ -144,6 +159,9 @@ class _Reconciliation(Attempts):
             self.fail(failures.of_job(job, pods, attempt=0), report_of(pods, succeeded=False))
             return
         if is_deleted(job):
+            if self.suspends:
+                self.come_to_rest("The prepare Job is being deleted.")
+                return
             self.wait("Preparing", "Clearing", "The prepare Job is being deleted; it is made anew.", CLEARING)
             return
         known = [failures.of_pod(pod, attempt=0) for pod in pods if has_failed(pod)]
@@ -152,6 +170,10 @@ class _Reconciliation(Attempts):
         final = next((failure for failure in hopeless if failure.exit_code not in manifests.FINAL_EXIT_CODES), None)
         if final is not None:  # the Job's controller would try again in vain
             self.fail(final)
+            return
+        if self.suspends:  # what it has written stays in the cache, and its Job is made anew
+            self.deleted.append(job["metadata"]["name"])
+            self.come_to_rest("The prepare step is told to end.")
             return
         message = "The prepare step runs."
         if known:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fake_cluster import Crash, FakeCluster, World, lives_with_a_retry
 from finetune_operator.cluster.errors import ApiError
-from finetune_operator.core.reconcile import FINAL
+from finetune_operator.core.lifecycle import FINAL
 from finetune_operator.reconciler import Reconciler
 from operator_bodies import SETTINGS, job_body
 
