@@ -186,7 +186,9 @@ def test_rest_comes_when_the_pods_are_gone_and_says_where_training_goes_on() -> 
     assert held.status.progress is not None
     assert held.status.progress.display == "40/60 66%"
     assert (held.status.failure, held.status.failed_attempts, run_of(held)) == (None, None, (100, None))
-    again = go(later(body, held), seconds=9999, pods=[ended_pod(checkpoint=SAVED)])
+    again = go(
+        later(body, held), seconds=9999, pods=[ended_pod(checkpoint=SAVED, progress={"step": 40, "totalSteps": 60})]
+    )
     assert (again.status, told(again), again.requeue_after) == (held.status, [], None)
 
 
