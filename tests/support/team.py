@@ -72,6 +72,11 @@ class Team:
         self._created[name] = body["metadata"]["resourceVersion"]
         return name
 
+    def edit(self, job: str, **spec: Body) -> None:
+        """Merge ``spec`` into a FineTuneJob's."""
+        merge = {"_content_type": "application/merge-patch+json"}
+        self.custom.patch_namespaced_custom_object(GROUP, VERSION, self.name, PLURAL, job, {"spec": spec}, **merge)
+
     # -- what is seen ------------------------------------------------------------------------------------------
 
     def read(self, job: str) -> Body:

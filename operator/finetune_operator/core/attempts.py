@@ -199,7 +199,7 @@ class Attempts(Effects):
                 plan.job.spec.run_policy.active_deadline_seconds or 0,
             )
         )
-        message = f"Training ran for {ran}; runPolicy.activeDeadlineSeconds allows {limit}. Raise it for a new job."
+        message = f"Training ran for {ran}; runPolicy.activeDeadlineSeconds allows {limit}. Raise it in a new job."
         return failures.failure(R.DEADLINE_EXCEEDED, message, attempt=attempt)
 
     # -- success -----------------------------------------------------------------------------------------------
