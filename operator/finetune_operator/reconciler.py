@@ -262,7 +262,7 @@ class Reconciler:
     def _due_again(self, key: Key, decision: Decision) -> float | None:
         if key not in self._progress:
             return decision.requeue_after
-        if decision.status.phase in FINAL:
+        if decision.status.phase in (*FINAL, "Suspended"):
             del self._progress[key]
             return decision.requeue_after
         due = max(0.0, self._progress_due_in(key))

@@ -29,8 +29,8 @@ class Stopped:
 
 @pytest.fixture(scope="module")
 def stopped(make_team: Callable[[str], Team]) -> Stopped:
-    """Three jobs train side by side. Two come to rest when they have saved something, and the third's time is over
-    then."""
+    """Three jobs train side by side until each has saved something. Two then come to rest; the third's pod is evicted,
+    and its time is over as soon as it trains again."""
     team = make_team("e2e-lifecycle")
     for name, steps in (("rests", 400), ("left", 4000), ("bounded", 4000)):  # the latter two never get there
         team.start(long_job(name, steps))
@@ -39,10 +39,18 @@ def stopped(make_team: Callable[[str], Team]) -> Stopped:
     for name in ("rests", "left", "bounded"):
         team.until(name, _has_saved, "running with a checkpoint")
         pods[name] = team.pods(name, names.TRAIN)
-        wish = {"activeDeadlineSeconds": 1} if name == "bounded" else {"suspend": True}
-        team.edit(name, runPolicy=wish)
+        if name == "bounded":
+            team.evict(*pods[name])
+        else:
+            team.edit(name, runPolicy={"suspend": True})
     status = {name: team.until_phase(name, "Suspended") for name in ("rests", "left", "asleep")}
+    team.until("bounded", _runs_again, "running in its second attempt")
+    team.edit("bounded", runPolicy={"activeDeadlineSeconds": 1})
     return Stopped(team, status, pods)
+
+
+def _runs_again(status: dict[str, Any]) -> bool:
+    return (status.get("phase"), status.get("attempt")) == ("Running", 2)
 
 
 def _has_saved(status: dict[str, Any]) -> bool:
@@ -71,10 +79,15 @@ def test_of_a_job_that_is_deleted_at_rest_only_its_output_is_left(stopped: Stopp
     _assert_its_output_alone_is_left_by(lambda: team.kubectl.run("delete", "ftj", "left", GONE), team, "left")
 
 
+def test_an_eviction_is_retried_and_counts_against_nothing(stopped: Stopped) -> None:
+    status = stopped.team.until_phase("bounded", "Failed")
+    assert (status["attempt"], status["disruptions"], "failedAttempts" in status) == (2, 1, False)
+    assert stopped.team.events("bounded", until="Failed").count("Retrying") == 1
+
+
 def test_a_job_whose_time_is_over_saves_a_checkpoint_and_fails(stopped: Stopped) -> None:
     status = stopped.team.until_phase("bounded", "Failed")
     assert status["failure"]["reason"] == "DeadlineExceeded"
-    assert status["attempt"] == 1
     assert status["checkpoint"]["step"] == status["progress"]["step"]
     _assert_no_pod_trains(stopped.team, "bounded")
 

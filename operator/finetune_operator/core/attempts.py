@@ -43,7 +43,8 @@ class Attempts(Effects):
             return
         suspended = self.before.suspended_attempt
         self.update(attempt=attempt, suspended_attempt=suspended if suspended == attempt else None)
-        self.status = reports.with_progress(self.status, self.observed.progress, self.now)
+        if self.before.phase != "Suspended":  # what comes late is older than the pods' last word
+            self.status = reports.with_progress(self.status, self.observed.progress, self.now)
         job = self.children.attempts.get(attempt)
         pods = self.children.pods_of_attempt(attempt)
         told_to_end = suspended == attempt or self.overran(attempt)

@@ -80,7 +80,12 @@ def of_job(job: Body, pods: list[Body], *, attempt: int) -> Failure:
             # Its controller saw what became of the pod; by preemption or eviction, it does not say.
             return failure(R.EVICTED, _advise(R.EVICTED, f"{job['metadata']['name']}: {what}"), attempt=attempt)
         return gone(f"{job['metadata']['name']}: {what}", attempt=attempt)
-    return of_pod(min(failed, key=_ended) if attempt else max(failed, key=_ended), attempt=attempt)
+    first = of_pod(min(failed, key=_ended) if attempt else max(failed, key=_ended), attempt=attempt)
+    if attempt and first.retryable:
+        # The ranks that lost a peer may notice sooner than its node is given up: the cluster's doing is the cause.
+        disrupted = [pod for pod in failed if _condition_of(pod, "DisruptionTarget") is not None]
+        return of_pod(min(disrupted, key=_ended), attempt=attempt) if disrupted else first
+    return first
 
 
 def gone(what: str, *, attempt: int) -> Failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from decisions import (
     training,
 )
 from finetune_api.profile import TrainingProfileSpec
+from finetune_api.reports import ProgressReport
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.core import lifecycle
 from finetune_operator.core.decision import Decision
@@ -143,6 +145,8 @@ def test_a_prepare_step_is_stopped_and_made_anew() -> None:
     assert (held.status.phase, reason(held, "Prepared"), told(held)) == ("Suspended", "Suspended", ["Suspended"])
     again = go(resumed(later(body, held)), seconds=60)
     assert (made(again), again.status.phase) == (["tune-prepare"], "Preparing")
+    hasty = go(resumed(body), pods=[pod])
+    assert (made(hasty), reason(hasty)) == ([], "Clearing"), "no two pods of a step at a time"
 
 
 def test_a_prepare_job_that_is_being_deleted_is_waited_for_on_the_way_to_rest() -> None:
@@ -190,6 +194,12 @@ def test_rest_comes_when_the_pods_are_gone_and_says_where_training_goes_on() -> 
         later(body, held), seconds=9999, pods=[ended_pod(checkpoint=SAVED, progress={"step": 40, "totalSteps": 60})]
     )
     assert (again.status, told(again), again.requeue_after) == (held.status, [], None)
+
+
+def test_progress_that_comes_late_does_not_undo_the_last_word() -> None:
+    body = at_rest()
+    late = ProgressReport.model_validate({"attempt": 1, "progress": {"step": 30, "totalSteps": 60}})
+    assert go(body, seconds=120, progress=late).status.to_dict() == body["status"]
 
 
 def test_rest_before_the_first_checkpoint_says_so() -> None:
@@ -418,6 +428,27 @@ def test_a_pod_that_somebody_deleted_counts() -> None:
     decision = go(training(), seconds=101, **observed)
     assert decision.status.failure is not None
     assert (decision.status.failure.reason, decision.status.failed_attempts) == ("PodDeleted", 1)
+
+
+# -- deletion --------------------------------------------------------------------------------------------------
+
+
+def backing_off() -> Body:
+    body = training()
+    return later(body, go(body, seconds=101, **failed_attempt(at_second=100)))
+
+
+@pytest.mark.parametrize(
+    "station", [preparing, queued, training, backing_off, stopping, at_rest], ids=lambda station: station.__name__
+)
+def test_a_job_that_is_deleted_is_left_to_the_garbage_collector_at_every_station(station: Callable[[], Body]) -> None:
+    """Nothing is made any more; what is there is owned by the job, but for its claims."""
+    body = station()
+    body["metadata"]["deletionTimestamp"] = stamp(NOW)
+    for job in ([], [batch_job(ended="Failed")]):
+        decision = go(body, seconds=5000, jobs=job)
+        assert (kinds(decision), decision.delete_jobs, told(decision), decision.requeue_after) == ([], (), [], None)
+        assert decision.status.to_dict() == body["status"]
 
 
 # -- the end of the resource -----------------------------------------------------------------------------------

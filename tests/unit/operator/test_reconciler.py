@@ -236,9 +236,11 @@ async def test_suspensions_are_counted() -> None:
     await until_running(reconciler, world)
     cluster.edit(suspend=True)
     for _ in range(3):
+        reconciler.submit(KEY, progress(5))
         await reconciler.reconcile(KEY)
         world.step()
     assert cluster.status["phase"] == "Suspended"
+    assert reconciler._progress == {}, "what comes late is not waited for"
     assert "finetune_suspensions_total 1.0" in reconciler.metrics.exposition().decode()
 
 
