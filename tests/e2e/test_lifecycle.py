@@ -61,6 +61,7 @@ def test_a_job_at_rest_holds_no_pod_and_has_its_last_step_saved(stopped: Stopped
     team, status = stopped.team, stopped.status["rests"]
     assert team.train_jobs("rests") == []
     _assert_no_pod_trains(team, "rests")
+    team.kubectl.run("wait", "--for=delete", "pods", "--selector", _training("rests"), GONE)
     assert condition(status, "Suspended")["status"] == "True"
     assert condition(status, "Reconciling")["status"] == "False"
     assert "failure" not in status
@@ -121,10 +122,8 @@ def test_a_resumed_job_ends_as_if_it_had_never_rested_and_expires(stopped: Stopp
 
 
 def _assert_no_pod_trains(team: Team, job: str) -> None:
-    """All have ended; the kubelet takes them away within seconds."""
     phases = {pod["status"]["phase"] for pod in json_of(team.kubectl, "pods", "--selector", _training(job))["items"]}
     assert phases <= {"Succeeded", "Failed"}
-    team.kubectl.run("wait", "--for=delete", "pods", "--selector", _training(job), GONE)
 
 
 def _training(job: str) -> str:
