@@ -96,7 +96,7 @@ def _facts(job: FineTuneJob, now: datetime) -> Iterator[tuple[str, str]]:
     yield "Method", status.method or spec.method_name
     yield "Age", words.age(job.metadata.creation_timestamp, now)
     yield "Took", _took(status)
-    yield "Attempt", str(status.attempt or "")
+    yield "Attempt", _attempts(status)
     if status.progress:
         yield "Progress", describe(status.progress)
         yield "Held-out loss", held_out(status.progress)
@@ -126,6 +126,12 @@ def _facts(job: FineTuneJob, now: datetime) -> Iterator[tuple[str, str]]:
     if status.output:
         yield "Output", status.output.uri
         yield "Digest", status.output.digest or ""
+
+
+def _attempts(status: FineTuneJobStatus) -> str:
+    ends = ((status.failed_attempts, "failed"), (status.disruptions, "ended by the cluster"))
+    told = ", ".join(f"{count} {how}" for count, how in ends if count)
+    return f"{status.attempt or ''}{f' ({told})' if told else ''}"
 
 
 def _took(status: FineTuneJobStatus) -> str:

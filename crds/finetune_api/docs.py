@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.failures import EXIT_REASONS, REASONS, FailureReason
+from finetune_api.failures import EXIT_REASONS, REASONS, FailureReason, ReasonFacts
 from finetune_api.rule import Kind
 from finetune_api.rules import RULES
 from finetune_api.schema import KINDS, custom_resource_definition
@@ -46,14 +46,21 @@ def failures_page() -> str:
         _NOTE,
         "# Why a job failed\n",
         "`status.failure.reason` and the reason of the `Failed` condition are one of these. A retryable failure starts "
-        "another attempt, up to `runPolicy.backoffLimit`, from the newest complete checkpoint.\n",
+        "another attempt from the newest complete checkpoint: up to `runPolicy.backoffLimit` times, and where the "
+        "cluster took the pod away, without counting.\n",
         "| reason | exit code of `finetune-train` | retried | what to do |",
         "| --- | --- | --- | --- |",
     ]
     for reason, facts in REASONS.items():
         code = str(codes.get(reason, ""))
-        lines.append(f"| `{reason}` | {code} | {'yes' if facts.retryable else 'no'} | {facts.advice} |")
+        lines.append(f"| `{reason}` | {code} | {_retried(facts)} | {facts.advice} |")
     return "\n".join(lines) + "\n"
+
+
+def _retried(facts: ReasonFacts) -> str:
+    if not facts.retryable:
+        return "no"
+    return "yes" if facts.counts else "yes, not counted"
 
 
 def api_page() -> str:

@@ -92,10 +92,17 @@ class ReasonFacts:
 
     retryable: bool
     advice: str
+    counts: bool = True
+    """Against ``runPolicy.backoffLimit``."""
 
 
 def _retry(advice: str) -> ReasonFacts:
     return ReasonFacts(retryable=True, advice=advice)
+
+
+def _disruption(advice: str) -> ReasonFacts:
+    """The cluster's doing, which is no failure of the job."""
+    return ReasonFacts(retryable=True, advice=advice, counts=False)
 
 
 def _final(advice: str) -> ReasonFacts:
@@ -135,9 +142,9 @@ REASONS: dict[FailureReason, ReasonFacts] = {
     _R.CONFIG_MAP_NOT_FOUND: _final("Create the ConfigMap and key that the source names."),
     _R.CONTAINER_CANNOT_START: _final("Read the message; most often the image lacks finetune-train."),
     _R.POD_DELETED: _retry("Somebody deleted the pod; the next attempt goes on from the checkpoint."),
-    _R.PREEMPTED: _retry("A pod of higher priority took the place."),
-    _R.EVICTED: _retry("The node was short of disk or memory, or was drained."),
-    _R.NODE_LOST: _retry("The node stopped answering."),
+    _R.PREEMPTED: _disruption("A pod of higher priority took the place."),
+    _R.EVICTED: _disruption("The node was short of disk or memory, or was drained."),
+    _R.NODE_LOST: _disruption("The node stopped answering."),
     _R.DEADLINE_EXCEEDED: _final("Raise runPolicy.activeDeadlineSeconds."),
     _R.PROFILE_NOT_FOUND: _final("Create the TrainingProfile that scheduling.profile names."),
     _R.CHAT_TEMPLATE_NOT_FOUND: _final("Create the ChatTemplate that template.ref names, in the job's namespace."),

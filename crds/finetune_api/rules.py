@@ -339,9 +339,6 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("tracking.tensorboard", Present("tracking.tensorboard"), "read progress.jsonl in the output"),
     _later("tracking.mlflow", Present("tracking.mlflow"), "read progress.jsonl in the output"),
     _later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
-    _later("runPolicy.suspend", OneOf("runPolicy.suspend", (True,)), "delete the job instead"),
-    _later("runPolicy.activeDeadlineSeconds", Present("runPolicy.activeDeadlineSeconds"), "leave it unset"),
-    _later("runPolicy.ttlSecondsAfterFinished", Present("runPolicy.ttlSecondsAfterFinished"), "leave it unset"),
 )
 
 RULES: tuple[Rule, ...] = CONFLICTS + STAGE_RULES + UNSUPPORTED

@@ -163,12 +163,14 @@ class RunPolicy(ApiModel):
     """How the job is run, suspended, retried and ended."""
 
     suspend: bool = False
-    """Stop with a checkpoint, and go on from it when this is false again."""
+    """Stop with a checkpoint, leave no pod, and go on from the checkpoint when this is false again."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
-    """Further attempts after one that failed by a cause that a retry can mend."""
+    """Further attempts after one that failed by a cause that a retry can mend. Preemption, eviction, the loss of a
+    node and suspension do not count."""
     active_deadline_seconds: PositiveInt | None = None
-    """Seconds of running after which the job fails."""
+    """Seconds that training may run, over all attempts, before it is stopped with a checkpoint and the job fails.
+    Preparing, queueing, back-off and suspension do not count."""
     ttl_seconds_after_finished: NonNegativeInt | None = None
-    """Seconds after which a finished job is deleted; its output stays."""
+    """Seconds after which a finished job is deleted; the claim with its output stays."""
     checkpoint_on_termination_seconds: Annotated[int, Field(ge=0, le=3600)] = 60
-    """Grace period in which a pod that is told to end saves a checkpoint."""
+    """Grace period in which a pod that is told to end saves a checkpoint; of attempts that start after it is set."""

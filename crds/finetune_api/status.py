@@ -272,6 +272,16 @@ class FineTuneJobStatus(StatusModel):
     """GPUs of all pods together."""
     attempt: Count | None = None
     """Training attempts so far."""
+    failed_attempts: Count | None = None
+    """Attempts that failed by themselves; these count against `runPolicy.backoffLimit`."""
+    disruptions: Count | None = None
+    """Attempts that the cluster ended by preemption, eviction or loss of the node; these count against nothing."""
+    suspended_attempt: Count | None = None
+    """Attempt that `runPolicy.suspend` stopped; the next one goes on from its checkpoint."""
+    running_seconds: Count | None = None
+    """Seconds that earlier attempts ran, which count against `runPolicy.activeDeadlineSeconds`."""
+    running_since: ShortText | None = None
+    """Since when the present attempt runs, which counts too; unset while none runs."""
     config_hash: ShortText | None = None
     """Hash of the resolved trainer configuration, which also names its ConfigMap."""
     profile: LongText | None = None

@@ -33,6 +33,10 @@ class Metrics:
         self.failures = Counter(
             "finetune_failures", "Attempts and jobs that failed, by reason.", ["reason"], registry=self.registry
         )
+        self.suspensions = Counter("finetune_suspensions", "Times that a job came to rest.", registry=self.registry)
+        self.expired = Counter(
+            "finetune_expired_jobs", "Finished jobs deleted at the end of their time to live.", registry=self.registry
+        )
         self.progress_posts = Counter(
             "finetune_progress_posts", "Posts of progress, by HTTP status.", ["code"], registry=self.registry
         )

@@ -34,7 +34,7 @@ from finetune_operator.cluster.errors import ApiError
 from finetune_operator.core import names
 from finetune_operator.core.bodies import BadBody, parse_progress
 from finetune_operator.core.children import labels
-from finetune_operator.core.reconcile import FINAL
+from finetune_operator.core.lifecycle import FINAL
 from finetune_operator.metrics import Metrics
 from finetune_operator.reconciler import Key, Known
 

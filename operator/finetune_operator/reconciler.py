@@ -24,8 +24,9 @@ from finetune_operator.cluster.objects import Cluster
 from finetune_operator.core import manifests, names
 from finetune_operator.core.children import Observed
 from finetune_operator.core.decision import Decision, Note
+from finetune_operator.core.lifecycle import FINAL
 from finetune_operator.core.patches import status_patch
-from finetune_operator.core.reconcile import FINAL, decide, needs_profile, needs_template, refuse
+from finetune_operator.core.reconcile import decide, needs_profile, needs_template, refuse
 from finetune_operator.core.settings import CoreSettings
 from finetune_operator.core.waiting import wants_events
 from finetune_operator.metrics import Metrics
@@ -190,6 +191,20 @@ class Reconciler:
         await self._tell(written or body, decision)
         for name in decision.delete_jobs:
             await self.cluster.delete_job(key[0], name)
+        if decision.delete_self:
+            return await self._delete(written or body)
+        return True
+
+    async def _delete(self, body: Body) -> bool:
+        """Delete the FineTuneJob, unless it changed: somebody may just want to keep it."""
+        try:
+            await self.cluster.delete_finetunejob(body)
+        except ApiError as error:
+            if error.status == CONFLICT:
+                return False
+            raise
+        logger.info("deleted: its time to live is over", extra={"job": _job(body)})
+        self.metrics.expired.inc()
         return True
 
     async def _observe(self, key: Key, body: Body, now: datetime) -> Observed:
@@ -243,11 +258,13 @@ class Reconciler:
     def _count(self, note: Note, decision: Decision) -> None:
         if note.reason in ("Failed", "Retrying") and decision.status.failure:
             self.metrics.failures.labels(reason=decision.status.failure.reason).inc()
+        if note.reason == "Suspended":
+            self.metrics.suspensions.inc()
 
     def _due_again(self, key: Key, decision: Decision) -> float | None:
         if key not in self._progress:
             return decision.requeue_after
-        if decision.status.phase in FINAL:
+        if decision.status.phase in (*FINAL, "Suspended"):
             del self._progress[key]
             return decision.requeue_after
         due = max(0.0, self._progress_due_in(key))

@@ -54,6 +54,19 @@ class Team:
                 return last
         raise AssertionError(f"{job} is not as expected after {seconds} s: {json.dumps(last, indent=1)}")
 
+    def expires(self, job: str) -> None:
+        """Give a finished FineTuneJob no time to live, and see it go."""
+        listing, merge = self.custom.list_namespaced_custom_object, {"_content_type": "application/merge-patch+json"}
+        seen = listing(GROUP, VERSION, self.name, "finetunejobs")["metadata"]["resourceVersion"]
+        patch = {"spec": {"runPolicy": {"ttlSecondsAfterFinished": 0}}}
+        self.custom.patch_namespaced_custom_object(GROUP, VERSION, self.name, "finetunejobs", job, patch, **merge)
+        selector = f"metadata.name={job}"
+        stream = watch.Watch().stream(
+            listing, GROUP, VERSION, self.name, "finetunejobs",
+            field_selector=selector, resource_version=seen, timeout_seconds=60,
+        )  # fmt: skip
+        assert any(event["type"] == "DELETED" for event in stream), f"{job} is there after 60 s"
+
     def job(self, name: str) -> Body:
         """A Job."""
         body: Body = self._api.sanitize_for_serialization(self.batch.read_namespaced_job(name, self.name))
@@ -204,6 +217,7 @@ def _trains(team: Team, operator: OperatorProcess) -> None:
     team.until("runs", lambda status: status.get("phase") == "Succeeded")
     events = team.core.list_namespaced_event(team.name, field_selector="involvedObject.name=runs").items
     assert [event.reason for event in events if event.reason in ("Started", "Succeeded")]
+    team.expires("runs")
 
 
 def _post_progress(team: Team, operator: OperatorProcess, pod: Body, report: Body) -> Any:

@@ -178,6 +178,18 @@ class Player:
             status |= {"completionTime": now, "succeeded": 1}
         await self._status("jobs", job, status)
 
+    async def gone(self, job: str, code: int, message: str) -> None:
+        """A pod that was told to end has ended and goes."""
+        last = {"exitCode": code, "reason": "Error", "message": message}
+        await self._status("pods", f"{job}-0-abcde", {"phase": "Failed"} | _container("terminated", last))
+        await self.cluster.api.request("DELETE", path_of("api/v1", "pods", "default", f"{job}-0-abcde"))
+
+    async def edit(self, **run_policy: Any) -> None:
+        """The owner edits runPolicy."""
+        path = path_of(OURS, "finetunejobs", "default", self.name)
+        patch = {"spec": {"runPolicy": run_policy}}
+        await self.cluster.api.request("PATCH", path, body=patch, content_type="application/merge-patch+json")
+
     async def _status(self, plural: str, name: str, status: Body) -> None:
         group = "api/v1" if plural == "pods" else "apis/batch/v1"
         path = path_of(group, plural, "default", name, "status")
@@ -419,6 +431,56 @@ async def _token(cluster: Cluster, audience: str, bound: Body | None) -> str:
     answer = await cluster.api.request("POST", path, body=body)
     token: str = answer["status"]["token"]
     return token
+
+
+async def test_a_job_rests_goes_on_and_expires(player: Player) -> None:
+    await player.create()
+    async with operator():
+        await player.prepared()
+        await player.start(f"{player.name}-train-1")
+        await player.phase("Running")
+        await player.edit(suspend=True)
+        await until(lambda: _lacks(player, f"{player.name}-train-1"), "the attempt's Job is deleted")
+        body = await player.read()
+        assert body["status"]["suspendedAttempt"] == 1
+        assert body["status"]["phase"] == "Running", "its pod still lives"
+        saved = {"step": 4, "path": "checkpoints/checkpoint-4", "time": stamp(datetime.now(UTC))}
+        await player.gone(f"{player.name}-train-1", 40, report("train", 40, checkpoint=saved))
+        body = await player.phase("Suspended")
+        assert body["status"]["checkpoint"]["step"] == 4
+    async with operator():  # which knows nothing of the rest
+        await player.edit(suspend=False)
+        await player.start(f"{player.name}-train-2")
+        await player.phase("Running")
+        await player.end(f"{player.name}-train-2", 0, report("train"))
+        body = await player.phase("Succeeded")
+        assert "failedAttempts" not in body["status"]
+        await until(lambda: _has(player, "Succeeded"), "the event")
+        assert await player.told() == [
+            "CheckpointSaved", "Prepared", "Preparing", "Resumed", "Started", "Started", "Succeeded", "Suspended",
+        ]  # fmt: skip
+    await player.edit(ttlSecondsAfterFinished=0)  # while nobody looks
+    async with operator():
+
+        async def gone() -> bool:
+            return await player.cluster.finetunejob("default", player.name) is None
+
+        await until(gone, "its time to live is over")
+    claim = path_of("api/v1", "persistentvolumeclaims", "default", f"{player.name}-output")
+    assert "deletionTimestamp" not in (await player.cluster.api.request("GET", claim))["metadata"]
+
+
+async def _lacks(player: Player, job: str) -> bool:
+    return job not in await player.jobs()
+
+
+async def test_a_job_that_is_created_at_rest_waits_for_its_owner(player: Player) -> None:
+    await player.create(runPolicy={"suspend": True})
+    async with operator():
+        await player.phase("Suspended")
+        assert await player.jobs() == []
+        await player.edit(suspend=False)
+        await player.phase("Preparing")
 
 
 async def test_what_the_server_refuses_ends_the_job_with_its_words(player: Player) -> None:

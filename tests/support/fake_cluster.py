@@ -12,7 +12,7 @@ from finetune_operator.cluster.errors import CONFLICT, NOT_FOUND, ApiError
 from finetune_operator.core import names
 from finetune_operator.core.decision import Note
 from finetune_operator.core.times import stamp
-from operator_bodies import NOW, pod_of, report, running, terminated
+from operator_bodies import NOW, pod_of, report, terminated
 
 Body = dict[str, Any]
 
@@ -105,8 +105,25 @@ class FakeCluster:
         self._effect(f"delete {name}")
         self.deleted.append(name)
         self.children.pop(name, None)
-        for pod in [pod for pod, body in self.pod_bodies.items() if _of_job(body) == name]:
-            del self.pod_bodies[pod]
+        for pod in self.pod_bodies.values():
+            if _of_job(pod) == name:
+                pod["metadata"]["deletionTimestamp"] = stamp(NOW)
+
+    async def delete_finetunejob(self, body: Body) -> None:
+        self._effect("delete itself")
+        if self.body is None:
+            return
+        if body["metadata"]["resourceVersion"] != self.body["metadata"]["resourceVersion"]:
+            raise ApiError(CONFLICT, "the object has been modified", what="delete")
+        self.body = None
+
+    def edit(self, **run_policy: Any) -> None:
+        """The owner edits runPolicy."""
+        assert self.body is not None
+        meta = self.body["metadata"]
+        self.body["spec"].setdefault("runPolicy", {}).update(run_policy)
+        meta["generation"] += 1
+        meta["resourceVersion"] = str(int(meta["resourceVersion"]) + 1)
 
     async def tell(self, _body: Body, note: Note) -> None:
         self._effect(f"tell {note.reason}")
@@ -137,14 +154,20 @@ class World:
         return self.now
 
     def step(self, seconds: float = 30.0) -> None:
-        """Pods start, then end as ``endings`` says of their Job: exit code and termination message."""
+        """Pods start, then end as told to, or as ``endings`` says of their Job: exit code and termination message."""
         self.now += timedelta(seconds=seconds)
+        for name in [
+            name for name, pod in self.cluster.pod_bodies.items() if _of_job(pod) not in self.cluster.children
+        ]:
+            del self.cluster.pod_bodies[name]  # told to end, it has
         for name, job in self.cluster.children.items():
             if job["status"].get("conditions"):
                 continue
             pods = [body for body in self.cluster.pod_bodies.values() if _of_job(body) == name]
             if not pods:
                 self._start(job)
+                continue
+            if name not in self.endings:  # runs on
                 continue
             code, message = self.endings[name]
             for pod in pods:
@@ -158,7 +181,7 @@ class World:
 
     def _start(self, job: Body) -> None:
         job["status"] = {"active": 1}
-        pod = pod_of(job, phase="Running", state=running())
+        pod = pod_of(job, phase="Running", state={"running": {"startedAt": stamp(self.now)}})
         pod["metadata"] |= {"name": f"pod-{next(self._numbers)}", "uid": f"{job['metadata']['uid']}-pod"}
         self.cluster.pod_bodies[pod["metadata"]["name"]] = pod
 

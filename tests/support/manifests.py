@@ -131,6 +131,7 @@ LABELLED = {"uri": "configmap://a/b", "format": "kto"}
 
 CASES: tuple[Case, ...] = (
     Case("the smallest manifest is taken"),
+    Case("created at rest", {"runPolicy": {"suspend": True}}),
     Case("full parameters", {"method": {"full": {}}}),
     Case(
         "every field that is supported",
@@ -165,7 +166,13 @@ CASES: tuple[Case, ...] = (
             "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}], "schedulerName": "x"},
             "output": {"claim": {"name": "mine"}, "checkpoint": {"everySteps": 5, "keep": 1}},
             "evaluation": {"everySteps": 5, "prompts": ["Hello?"], "maxNewTokens": 8},
-            "runPolicy": {"backoffLimit": 0, "checkpointOnTerminationSeconds": 30},
+            "runPolicy": {
+                "suspend": True,
+                "backoffLimit": 0,
+                "activeDeadlineSeconds": 3600,
+                "ttlSecondsAfterFinished": 0,
+                "checkpointOnTerminationSeconds": 30,
+            },
         },
     ),
     Case(
@@ -240,6 +247,9 @@ CASES: tuple[Case, ...] = (
     Case("a malformed quantity", {"resources.memory": "4 GB"}, "memory"),
     Case("a claim with capitals", {"output.claim": {"name": "Claim"}}, "name"),
     Case("a prompt that is too long", {"evaluation.prompts": ["x" * 20000]}, "prompts"),
+    Case("a deadline at once", {"runPolicy": {"activeDeadlineSeconds": 0}}, "activeDeadlineSeconds"),
+    Case("a time to live that is over", {"runPolicy": {"ttlSecondsAfterFinished": -1}}, "ttlSecondsAfterFinished"),
+    Case("a suspension that is a word", {"runPolicy": {"suspend": "yes"}}, "suspend"),
     Case("no checkpoint kept", {"output.checkpoint.keep": 0}, "keep"),
     # Rules between fields.
     Case("both full and lora", {"method.full": {}}, "exactly one of full, freeze and lora"),
@@ -457,7 +467,4 @@ CASES: tuple[Case, ...] = (
     Case("tensorboard", {"tracking": {"tensorboard": {}}}, LATER),
     Case("mlflow", {"tracking": {"mlflow": {"uri": "x"}}}, LATER),
     Case("wandb", {"tracking": {"wandb": {}}}, LATER),
-    Case("suspension", {"runPolicy": {"suspend": True}}, LATER),
-    Case("a deadline", {"runPolicy": {"activeDeadlineSeconds": 60}}, LATER),
-    Case("a time to live", {"runPolicy": {"ttlSecondsAfterFinished": 60}}, LATER),
 )

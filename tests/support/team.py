@@ -76,6 +76,17 @@ class Team:
         self._created[name] = body["metadata"]["resourceVersion"]
         return name
 
+    def edit(self, job: str, **spec: Body) -> None:
+        """Merge ``spec`` into a FineTuneJob's."""
+        merge = {"_content_type": "application/merge-patch+json"}
+        self.custom.patch_namespaced_custom_object(GROUP, VERSION, self.name, PLURAL, job, {"spec": spec}, **merge)
+
+    def evict(self, *pods: str) -> None:
+        """Take pods away as ``kubectl drain`` does."""
+        for pod in pods:
+            eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+            self.core.create_namespaced_pod_eviction(pod, self.name, eviction)
+
     # -- what is seen ------------------------------------------------------------------------------------------
 
     def read(self, job: str) -> Body:

@@ -127,6 +127,28 @@ class Cluster:
             if error.status != NOT_FOUND:
                 raise
 
+    async def delete_finetunejob(self, body: Body) -> None:
+        """Delete the FineTuneJob ``body`` as it was read, and by the garbage collector what it owns; one that is gone
+        is deleted. (delete)
+
+        Raises:
+            ApiError: 409 where the job has changed since, or another one has its name.
+        """
+        meta = body["metadata"]
+        path = path_of(OURS, "finetunejobs", meta["namespace"], meta["name"])
+        same = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": same,
+        }
+        try:
+            await self.api.request("DELETE", path, body=options)
+        except ApiError as error:
+            if error.status != NOT_FOUND:
+                raise
+
     async def tell(self, body: Body, note: Note) -> None:
         """Post an event of the FineTuneJob ``body``. (create events)"""
         meta = body["metadata"]

@@ -53,6 +53,19 @@ class Children:
         name = job["metadata"]["name"]
         return [pod for pod in self.pods if labels(pod).get(JOB_NAME_LABEL) == name]
 
+    def pods_of_attempt(self, attempt: int) -> list[Body]:
+        """Training pods of one attempt, whose Job may be gone."""
+        return [pod for pod in self.pods if labels(pod).get(names.ATTEMPT_LABEL) == str(attempt)]
+
+    def living(self, component: str | None = None) -> list[str]:
+        """Names of pods that have not ended, of one step or of both."""
+        return [
+            pod["metadata"]["name"]
+            for pod in self.pods
+            if component in (None, labels(pod).get(names.COMPONENT_LABEL))
+            and pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+        ]
+
     @property
     def jobs(self) -> list[Body]:
         """All Jobs."""

@@ -41,6 +41,10 @@ class Conditions:
         condition = self._current.get(kind)
         return condition is not None and condition.status == "True"
 
+    def get(self, kind: ConditionType) -> Condition | None:
+        """Condition ``kind`` as it is now; None where nothing was said of it yet."""
+        return self._current.get(kind)
+
     def touch(self) -> None:
         """Say that all conditions are true of the present generation too."""
         self._current = {
@@ -60,6 +64,16 @@ def progress_to_kstatus(conditions: Conditions, *, reason: str, message: str) ->
     conditions.set("Ready", holds=False, reason=reason, message=message)
     conditions.set("Reconciling", holds=True, reason=reason, message=message)
     conditions.set("Stalled", holds=False, reason=reason)
+
+
+def suspended(conditions: Conditions, message: str) -> None:
+    """At rest by its owner's wish: neither ready nor stalled, and nothing goes on."""
+    conditions.set("Suspended", holds=True, reason="Suspended", message=message)
+    conditions.set("Complete", holds=False, reason="Suspended")
+    conditions.set("Failed", holds=False, reason="Suspended")
+    conditions.set("Ready", holds=False, reason="Suspended", message=message)
+    conditions.set("Reconciling", holds=False, reason="Suspended")
+    conditions.set("Stalled", holds=False, reason="Suspended")
 
 
 def succeeded(conditions: Conditions, message: str) -> None:

@@ -26,6 +26,8 @@ class Decision:
     apply: Sequence[dict[str, Any]] = ()
     delete_jobs: Sequence[str] = ()
     """Jobs to delete with their pods, after the status says why."""
+    delete_self: bool = False
+    """Delete the FineTuneJob itself: it is finished and its time to live is over. Last of all."""
     notes: Sequence[Note] = ()
     requeue_after: float | None = None
     """Seconds until time alone could change something; None: only an event can."""

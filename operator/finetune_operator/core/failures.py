@@ -77,10 +77,18 @@ def of_job(job: Body, pods: list[Body], *, attempt: int) -> Failure:
         return failure(R.DEADLINE_EXCEEDED, _advise(R.DEADLINE_EXCEEDED, "The time ran out."), attempt=attempt)
     if not failed:
         what = condition.get("message") or "Its pod is gone and left no word."
+        if condition.get("reason") == "PodFailurePolicy" and "DisruptionTarget" in what:
+            # Its controller saw what became of the pod; by preemption or eviction, it does not say.
+            return failure(R.EVICTED, _advise(R.EVICTED, f"{job['metadata']['name']}: {what}"), attempt=attempt)
         return gone(f"{job['metadata']['name']}: {what}", attempt=attempt)
     if not attempt:
         return of_pod(max(failed, key=_ended), attempt=attempt)
-    return of_pod(min(failed, key=lambda pod: (_follows(pod), _ended(pod))), attempt=attempt)
+    first = of_pod(min(failed, key=lambda pod: (_follows(pod), _ended(pod))), attempt=attempt)
+    if first.retryable:
+        # The ranks that lost a peer may notice sooner than its node is given up: the cluster's doing is the cause.
+        disrupted = [pod for pod in failed if _condition_of(pod, "DisruptionTarget") is not None]
+        return of_pod(min(disrupted, key=_ended), attempt=attempt) if disrupted else first
+    return first
 
 
 def _follows(pod: Body) -> bool:

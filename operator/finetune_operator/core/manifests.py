@@ -113,8 +113,8 @@ def train_job(plan: Plan, *, attempt: int, config: str, progress_url: str) -> Bo
     """The Indexed Job of one training attempt.
 
     ``backoffLimit: 0``: whatever ends a pod ends the attempt, disruptions too, since the ranks of an attempt live
-    and die together. The operator then starts the next attempt under a new number, and every one counts against
-    ``runPolicy.backoffLimit``.
+    and die together. The operator then starts the next attempt under a new number; which ones count against
+    ``runPolicy.backoffLimit`` is its affair.
     """
     nodes = plan.job.spec.distributed.nodes
     template = pod_template(plan, component=names.TRAIN, config_map=config, attempt=attempt, progress_url=progress_url)

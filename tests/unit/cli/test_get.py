@@ -54,6 +54,9 @@ def test_one_job_in_full(fake: FakeKubectl) -> None:
         "model": {"parameters": 1000, "trainableParameters": 10},
         "output": {"uri": "pvc://night-output/night-0123/adapter"},
         "samples": [{"prompt": "Hello?", "before": "Hm [x]", "after": "Ahoy!"}],
+        "attempt": 4,
+        "failedAttempts": 1,
+        "disruptions": 2,
         "startTime": "2026-01-01T00:00:00Z",
         "completionTime": "2026-01-01T00:03:20Z",
     }
@@ -63,6 +66,7 @@ def test_one_job_in_full(fake: FakeKubectl) -> None:
     for piece in (
         "3.0000 → 1.5000", "pvc://night-output/night-0123/adapter", "2 rows left out: empty, first a:3", "3m20s",
         "10 of 1,000 parameters are trained", "Prepared", "Hm [x]", "Ahoy!",
+        "4 (1 failed, 2 ended by the cluster)",
     ):  # fmt: skip
         assert piece in out
 

@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from fake_cluster import Crash, FakeCluster, World, lives_with_a_retry
+from fake_cluster import PREPARED, TRAINED, Crash, FakeCluster, World, lives_with_a_retry, merged
 from finetune_operator.cluster.errors import ApiError
-from finetune_operator.core.reconcile import FINAL
+from finetune_operator.core import names
+from finetune_operator.core.lifecycle import FINAL
 from finetune_operator.reconciler import Reconciler
 from operator_bodies import SETTINGS, job_body
 
@@ -141,3 +142,81 @@ async def test_what_runs_for_a_failed_job_is_stopped_even_after_a_crash_before_t
     await reconciler_of(cluster, world).reconcile(KEY)
     assert cluster.deleted == ["tune-prepare"]
     assert cluster.status["phase"] in FINAL
+
+
+async def live_with_a_rest(cluster: FakeCluster) -> None:
+    """Trains, rests, is resumed, trains to the end and expires; a crash is followed by a start with no memory."""
+    world = World(cluster, {names.prepare_job("tune"): (0, PREPARED), names.train_job("tune", 2): (0, TRAINED)})
+    reconciler = reconciler_of(cluster, world)
+    stations = {"Running": {"suspend": True}, "Suspended": {"suspend": False}}
+    for _ in range(60):
+        for _ in range(3):
+            try:
+                await reconciler.reconcile(KEY)
+            except Crash:
+                reconciler = reconciler_of(cluster, world)
+        if cluster.body is None:
+            return
+        world.step()
+        wish = stations.get(cluster.status.get("phase", ""))
+        if wish is not None and cluster.status.get("attempt") == 1:
+            cluster.edit(**wish)
+    raise AssertionError(cluster.status)
+
+
+def assert_one_rest(cluster: FakeCluster) -> None:
+    assert cluster.created == ["tune-prepare", "tune-train-1", "tune-train-2"]
+    assert set(cluster.deleted) == {"tune-train-1"}
+    statuses: dict[str, Any] = {}
+    for patch in cluster.status_patches:
+        statuses = merged(statuses, patch)
+    assert (statuses["phase"], statuses["attempt"]) == ("Succeeded", 2)
+    assert "failedAttempts" not in statuses
+    assert 60 <= statuses["runningSeconds"] <= 90, "two attempts of one or two steps of 30 s"
+    assert "runningSince" not in statuses
+
+
+async def test_a_crash_before_any_single_effect_of_a_life_with_a_rest() -> None:
+    policy = {"ttlSecondsAfterFinished": 0}
+    whole = FakeCluster(job_body(runPolicy=policy))
+    await live_with_a_rest(whole)
+    assert_one_rest(whole)
+    seconds = _running_seconds(whole)
+    reasons = [note.reason for note in whole.notes]
+    assert reasons == ["Preparing", "Prepared", "Started", "Suspended", "Resumed", "Started", "Succeeded"]
+    for crash_at in range(whole.effects):
+        cluster = FakeCluster(job_body(runPolicy=policy))
+
+        def crash(number: int, _what: str, at: int = crash_at) -> None:
+            if number == at:
+                raise Crash
+
+        cluster.before_effect = crash
+        await live_with_a_rest(cluster)
+        assert_one_rest(cluster)
+        assert _running_seconds(cluster) == seconds
+
+
+def _running_seconds(cluster: FakeCluster) -> int:
+    return max(patch.get("runningSeconds") or 0 for patch in cluster.status_patches)
+
+
+async def test_a_crash_before_any_single_effect_of_a_job_whose_time_is_over() -> None:
+    policy = {"activeDeadlineSeconds": 45}
+    whole = FakeCluster(job_body(runPolicy=policy))
+    endings = {names.prepare_job("tune"): (0, PREPARED)}
+    await live(whole, World(whole, endings))
+    assert whole.status["failure"]["reason"] == "DeadlineExceeded"
+    for crash_at in range(whole.effects):
+        cluster = FakeCluster(job_body(runPolicy=policy))
+
+        def crash(number: int, _what: str, at: int = crash_at) -> None:
+            if number == at:
+                raise Crash
+
+        cluster.before_effect = crash
+        await live(cluster, World(cluster, endings))
+        assert cluster.status["failure"]["reason"] == "DeadlineExceeded"
+        assert cluster.created == ["tune-prepare", "tune-train-1"]
+        assert "tune-train-1" in cluster.deleted
+        assert cluster.pod_bodies.keys() <= {"pod-0"}, "the prepare pod stays for its log"

@@ -115,6 +115,19 @@ def test_the_cause_comes_before_what_followed_from_it_in_the_same_second() -> No
     assert failures.of_job(job, pods[:2], attempt=1).reason == "NCCLTimeout"
 
 
+def test_a_rank_that_lost_its_peer_to_the_cluster_is_not_the_cause() -> None:
+    job = batch_job(ended="Failed")
+    notices, lost = (pod_of(job, phase="Failed", state=terminated(24, at_second=10.0)) for _ in range(2))
+    lost["status"]["containerStatuses"] = []
+    lost["status"]["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC"})
+    lost["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"] = "1"
+    assert failures.of_job(job, [notices], attempt=1).reason == "NCCLTimeout"
+    told = failures.of_job(job, [notices, lost], attempt=1)
+    assert (told.reason, told.rank) == ("NodeLost", 1)
+    full = pod_of(job, phase="Failed", state=terminated(20, at_second=5.0))
+    assert failures.of_job(job, [full, notices, lost], attempt=1).reason == "VolumeFull", "no retry would mend it"
+
+
 def test_of_several_prepare_runs_the_last_one_counts() -> None:
     job = batch_job("prepare", ended="Failed")
     pods = [pod_of(job, phase="Failed", state=terminated(c, at_second=s)) for c, s in ((25, 1.0), (20, 2.0))]

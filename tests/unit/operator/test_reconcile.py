@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import Any
 
 import pytest
+from decisions import (
+    failed_attempt,
+    go,
+    kinds,
+    later,
+    made,
+    prepared_pod,
+    preparing,
+    queued,
+    reason,
+    said,
+    state,
+    told,
+    training,
+)
 from finetune_api.profile import TrainingProfileSpec
 from finetune_api.reports import ProgressReport
 from finetune_api.status import Progress
-from finetune_operator.core.children import Observed
 from finetune_operator.core.decision import Decision
-from finetune_operator.core.reconcile import decide, needs_profile, needs_template, refuse
+from finetune_operator.core.reconcile import needs_profile, needs_template, refuse
 from finetune_operator.core.settings import retry_delay
 from finetune_operator.core.times import stamp
 from manifests import chat_template
@@ -31,74 +44,6 @@ from operator_bodies import (
 )
 
 Body = dict[str, Any]
-
-
-def go(body: Body, seconds: float = 0.0, **observed: Any) -> Decision:
-    return decide(body, Observed(**observed), at(seconds), SETTINGS)
-
-
-def later(body: Body, decision: Decision, **more: Any) -> Body:
-    """``body`` once the decision's status is written."""
-    return copy.deepcopy(body) | {"status": decision.status.to_dict() | more}
-
-
-def kinds(decision: Decision) -> list[str]:
-    return [f"{item['kind']} {item['metadata']['name']}" for item in decision.apply]
-
-
-def made(decision: Decision) -> list[str]:
-    """Jobs that are made."""
-    return [item["metadata"]["name"] for item in decision.apply if item["kind"] == "Job"]
-
-
-def told(decision: Decision) -> list[str]:
-    return [note.reason for note in decision.notes]
-
-
-def state(decision: Decision) -> dict[str, str]:
-    return {condition.type: condition.status for condition in decision.status.conditions}
-
-
-def reason(decision: Decision, kind: str = "Ready") -> str:
-    return next(condition.reason for condition in decision.status.conditions if condition.type == kind)
-
-
-def said(decision: Decision, kind: str = "Ready") -> str:
-    return next(condition.message for condition in decision.status.conditions if condition.type == kind)
-
-
-def preparing() -> Body:
-    """A job whose prepare Job was just made."""
-    body = job_body()
-    return later(body, go(body))
-
-
-def prepared_pod(**parts: Any) -> tuple[Body, Body]:
-    job = batch_job("prepare", ended="Complete")
-    message = report("prepare", dataset={"samples": 12, "supervisedTokens": 345}, **parts)
-    return job, pod_of(job, phase="Succeeded", state=terminated(0, message))
-
-
-def queued() -> Body:
-    """A job whose first attempt was just made."""
-    body = preparing()
-    job, pod = prepared_pod()
-    return later(body, go(body, jobs=[job], pods=[pod]))
-
-
-def training(attempt: int = 1) -> Body:
-    """A job whose training runs."""
-    body = queued()
-    body["status"]["attempt"] = attempt
-    job = batch_job(attempt=attempt)
-    return later(body, go(body, jobs=[job], pods=[pod_of(job, phase="Running", state=running())]))
-
-
-def failed_attempt(attempt: int = 1, code: int = 1, message: str | None = None, at_second: float = 100) -> Body:
-    """A train Job that failed and its pod, as keyword arguments of Observed."""
-    job = batch_job(attempt=attempt, ended="Failed", ended_at=at_second)
-    pod = pod_of(job, phase="Failed", state=terminated(code, message or report("train", code, message="it broke")))
-    return {"jobs": [job], "pods": [pod]}
 
 
 # -- taking up -------------------------------------------------------------------------------------------------
@@ -403,7 +348,9 @@ def test_a_failed_attempt_waits_its_back_off_and_then_the_next_is_made() -> None
     assert told(early) == ["Retrying"]
     assert early.status.failure is not None
     assert early.status.failure.reason == "TrainerCrash"
-    assert "Attempt 2 of 4" in said(early)
+    assert f"Attempt 2 starts at {stamp(at(110))}" in said(early)
+    assert "Attempt 2 follows, retry 1 of 3." in early.notes[0].message
+    assert early.status.failed_attempts == 1
     body = later(body, early)
     again = go(body, seconds=105, **failed_attempt(at_second=100))
     assert (told(again), again.status.conditions) == ([], early.status.conditions)
@@ -426,6 +373,7 @@ def test_a_cause_that_no_retry_mends_ends_the_job_at_the_first_attempt() -> None
 @pytest.mark.parametrize(("limit", "attempt", "phase"), [(0, 1, "Failed"), (1, 1, "Pending"), (1, 2, "Failed")])
 def test_attempts_are_limited(limit: int, attempt: int, phase: str) -> None:
     body = training(attempt)
+    body["status"]["failedAttempts"] = attempt - 1
     body["spec"]["runPolicy"] = {"backoffLimit": limit}
     assert go(body, seconds=100, **failed_attempt(attempt, at_second=100)).status.phase == phase
 
@@ -582,6 +530,7 @@ def test_a_quota_is_waited_for_and_said() -> None:
 def test_an_operator_with_other_defaults_keeps_the_configuration_that_was_taken_up() -> None:
     body = training()
     body["status"]["configHash"] = "0123456789"
+    body = later(body, go(body, seconds=1, **failed_attempt(at_second=0)))
     decision = go(body, seconds=500, **failed_attempt(at_second=0))
     assert not [kind for kind in kinds(decision) if kind.startswith("ConfigMap tune-config")]
     (job,) = [item for item in decision.apply if item["kind"] == "Job"]

@@ -210,6 +210,40 @@ async def test_metrics_count_phases_attempts_and_failures() -> None:
     assert 'finetune_failures_total{reason="TrainerCrash"} 1.0' in text
 
 
+async def test_a_job_that_was_edited_meanwhile_is_not_deleted_but_looked_at_again() -> None:
+    status = {"phase": "Succeeded", "completionTime": "2026-05-01T12:00:00Z"}
+    cluster, reconciler, world = pair(job_body(status=status, runPolicy={"ttlSecondsAfterFinished": 60}))
+    assert await reconciler.reconcile(KEY) == pytest.approx(60)
+    world.step(100)
+
+    def keep(_number: int, what: str) -> None:
+        if what == "delete itself":
+            cluster.edit(ttlSecondsAfterFinished=1000)
+
+    cluster.before_effect = keep
+    assert await reconciler.reconcile(KEY) == pytest.approx(0.2)
+    assert cluster.body is not None
+    assert await reconciler.reconcile(KEY) == pytest.approx(900)
+    cluster.edit(ttlSecondsAfterFinished=10)
+    cluster.before_effect = lambda _number, _what: None
+    await reconciler.reconcile(KEY)
+    assert cluster.body is None
+    assert "finetune_expired_jobs_total 1.0" in reconciler.metrics.exposition().decode()
+
+
+async def test_suspensions_are_counted() -> None:
+    cluster, reconciler, world = pair(job_body())
+    await until_running(reconciler, world)
+    cluster.edit(suspend=True)
+    for _ in range(3):
+        reconciler.submit(KEY, progress(5))
+        await reconciler.reconcile(KEY)
+        world.step()
+    assert cluster.status["phase"] == "Suspended"
+    assert reconciler._progress == {}, "what comes late is not waited for"
+    assert "finetune_suspensions_total 1.0" in reconciler.metrics.exposition().decode()
+
+
 async def test_an_operator_with_another_authority_publishes_it_for_pods_that_run_already() -> None:
     cluster, first, world = pair(job_body())
     await until_running(first, world)
