@@ -18,8 +18,9 @@ import yaml
 from chart import Body, of_kind, program, render
 from finetune_operator.core import names
 from kubernetes import client, watch
-from manifests import chat_template, finetunejob
+from manifests import finetunejob
 from operator_process import OperatorProcess, running_operator
+from template_cases import chat_template
 
 GROUP, VERSION = "finetune.dev", "v1alpha1"
 ACCOUNT = "tuner-finetune-operator"

@@ -11,7 +11,8 @@ from finetune_api.validation import validate_manifest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kubernetes.client import ApiException
-from manifests import CASES, TEMPLATE_CASES, Case, TemplateCase, chat_template, finetunejob
+from manifests import CASES, Case, finetunejob
+from template_cases import TEMPLATE_CASES, TemplateCase, chat_template
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)

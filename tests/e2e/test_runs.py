@@ -14,8 +14,8 @@ import yaml
 from finetune_cli.kubectl import Kubectl, KubectlError
 from finetune_operator.core import names
 from installed import PROFILE, json_of, metrics
-from manifests import chat_template
 from team import Team, condition
+from template_cases import chat_template
 from tiny_jobs import PAIRS, ROWS, tiny_job
 
 OWN_FORMAT = {

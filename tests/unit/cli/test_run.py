@@ -17,7 +17,7 @@ from finetune_cli.documents import parse
 from finetune_cli.errors import CliError
 from finetune_cli.local_job import cache_directory, find_job, plan, threads
 from finetune_cli.main import app
-from manifests import chat_template
+from template_cases import chat_template
 from typer.testing import CliRunner
 
 FAKE = Path(__file__).resolve().parents[2] / "support/fake_trainer.py"

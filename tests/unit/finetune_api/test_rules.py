@@ -7,7 +7,8 @@ from finetune_api.job import FineTuneJobSpec
 from finetune_api.rules import IMMUTABLE_FIELDS, RULES, UNSUPPORTED
 from finetune_api.template_slots import SLOT_RULES
 from finetune_api.validation import validate_manifest
-from manifests import CASES, TEMPLATE_CASES, Case, TemplateCase, chat_template, finetunejob
+from manifests import CASES, Case, finetunejob
+from template_cases import TEMPLATE_CASES, TemplateCase, chat_template
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)

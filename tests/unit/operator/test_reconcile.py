@@ -28,7 +28,6 @@ from finetune_operator.core.decision import Decision
 from finetune_operator.core.reconcile import needs_profile, needs_template, refuse
 from finetune_operator.core.settings import retry_delay
 from finetune_operator.core.times import stamp
-from manifests import chat_template
 from operator_bodies import (
     NOW,
     SETTINGS,
@@ -42,6 +41,7 @@ from operator_bodies import (
     terminated,
     waiting,
 )
+from template_cases import chat_template
 
 Body = dict[str, Any]
 
