@@ -80,6 +80,7 @@ class FailureReason(StrEnum):
     EVICTED = "Evicted"
     NODE_LOST = "NodeLost"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    STALLED = "Stalled"
     PROFILE_NOT_FOUND = "ProfileNotFound"
     CHAT_TEMPLATE_NOT_FOUND = "ChatTemplateNotFound"
     NOT_ALLOWED = "NotAllowed"
@@ -146,6 +147,7 @@ REASONS: dict[FailureReason, ReasonFacts] = {
     _R.EVICTED: _disruption("The node was short of disk or memory, or was drained."),
     _R.NODE_LOST: _disruption("The node stopped answering."),
     _R.DEADLINE_EXCEEDED: _final("Raise runPolicy.activeDeadlineSeconds."),
+    _R.STALLED: _retry("Look for a rank that hangs, or raise runPolicy.stallTimeoutSeconds."),
     _R.PROFILE_NOT_FOUND: _final("Create the TrainingProfile that scheduling.profile names."),
     _R.CHAT_TEMPLATE_NOT_FOUND: _final("Create the ChatTemplate that template.ref names, in the job's namespace."),
     _R.NOT_ALLOWED: _final("The TrainingProfile forbids it; ask its administrator."),

@@ -170,6 +170,9 @@ class RunPolicy(ApiModel):
     active_deadline_seconds: PositiveInt | None = None
     """Seconds that training may run, over all attempts, before it is stopped with a checkpoint and the job fails.
     Preparing, queueing, back-off and suspension do not count."""
+    stall_timeout_seconds: PositiveInt | None = None
+    """Seconds without a step that is told of, while training runs, after which it is stopped and tried again as after a
+    failure. More than compiling, an evaluation or an export takes. Unset: for ever."""
     ttl_seconds_after_finished: NonNegativeInt | None = None
     """Seconds after which a finished job is deleted; the claim with its output stays."""
     checkpoint_on_termination_seconds: Annotated[int, Field(ge=0, le=3600)] = 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from finetune_api.failures import FailureReason
+from finetune_api.failures import REASONS, FailureReason
 from finetune_api.reports import TerminationReport
 from finetune_api.status import Failure
 
@@ -47,7 +47,7 @@ class Attempts(Effects):
             self.status = reports.with_progress(self.status, self.observed.progress, self.now)
         job = self.children.attempts.get(attempt)
         pods = self.children.pods_of_attempt(attempt)
-        told_to_end = suspended == attempt or self.overran(attempt)
+        told_to_end = suspended == attempt or self.ended_by_us(attempt) is not None
         if not told_to_end and self.recorded(attempt) is None:
             self.status = lifecycle.with_run_begun(self.status, pods, self.now)
         if job is not None and is_complete(job):
@@ -86,6 +86,11 @@ class Attempts(Effects):
             self.stop(job)
             self.wait("Running", R.DEADLINE_EXCEEDED, _SAVING, CLEARING)
             return
+        patience = self.patience_left(plan)
+        if patience is not None and patience <= 0:
+            self.stalled(job, attempt)
+            return
+        left = min((seconds for seconds in (left, patience) if seconds is not None), default=None)
         ending = next((pod for pod in pods if is_deleted(pod) and container_state(pod, "terminated") is None), None)
         if ending is not None:  # perhaps for long: nobody knows what a pod on a lost node does, and it may still write
             self.wait("Running", "Ending", f"A pod is told to end. {failures.cluster_said(ending)}", left)
@@ -159,12 +164,12 @@ class Attempts(Effects):
         """An attempt that was told to end: wait for its pods and their last word, then rest, fail or go on."""
         if job is not None and is_active(job):  # the operator that told it was ended before it could
             self.deleted.append(job["metadata"]["name"])
-        overran = self.recorded(attempt) if self.overran(attempt) else None
+        by_us = self.ended_by_us(attempt)
         living = self.children.living(names.TRAIN)
         if living or (job is not None and not failed_condition(job)):
             what = f"Pod {living[0]} saves a checkpoint and ends." if living else "Its Job is being deleted."
-            if overran is not None:
-                self.wait("Running", R.DEADLINE_EXCEEDED, what, CLEARING)
+            if by_us is not None:
+                self.wait("Running", by_us.reason, what, CLEARING)
             elif self.suspends:
                 self.come_to_rest(what)
             else:
@@ -173,9 +178,11 @@ class Attempts(Effects):
         if self.before.phase != "Suspended":
             self.status = reports.with_report(self.status, report_of(pods, succeeded=False), self.now)
         words = [failures.of_pod(pod, attempt=attempt) for pod in pods if has_failed(pod)]
-        final = overran or next((failure for failure in words if not failure.retryable), None)
+        final = next((failure for failure in (by_us, *words) if failure and not failure.retryable), None)
         if final is not None:
             self.fail(final)
+        elif by_us is not None:
+            self.attempt_failed(plan, by_us, None, None)
         elif self.suspends:
             saved = self.status.checkpoint
             place = f"its checkpoint of step {saved.step}" if saved else "the beginning: no checkpoint was saved yet"
@@ -183,10 +190,26 @@ class Attempts(Effects):
         else:
             self.launch_attempt(plan, attempt + 1)
 
-    def overran(self, attempt: int) -> bool:
-        """Whether ``attempt`` was told to end since the running time was over."""
+    def ended_by_us(self, attempt: int) -> Failure | None:
+        """Why ``attempt`` was told to end: its running time was over, or it stood still. None where it was not."""
         failure = self.recorded(attempt)
-        return failure is not None and failure.reason == R.DEADLINE_EXCEEDED
+        return failure if failure is not None and failure.reason in (R.DEADLINE_EXCEEDED, R.STALLED) else None
+
+    def stalled(self, job: Body, attempt: int) -> None:
+        """End an attempt that takes no more steps; it counts as one that failed by itself."""
+        step = self.status.progress.step if self.status.progress else 0
+        quiet = times.spoken(lifecycle.quiet_seconds(self.status, self.now))
+        what = f"Nothing was heard of a step for {quiet}; the last one was {step}. {REASONS[R.STALLED].advice}"
+        failure = failures.failure(R.STALLED, what, attempt=attempt)
+        self.stop(job)
+        self.status = lifecycle.with_failure(self.status, failure)
+        self.note("Retrying", f"Attempt {attempt} stands still: {what}", warning=True)
+        self.wait("Running", R.STALLED, "Training stands still and is told to end.", CLEARING)
+
+    def patience_left(self, plan: Plan) -> float | None:
+        """Seconds until an attempt that is not heard of counts as stalled; None where it never does."""
+        limit = plan.job.spec.run_policy.stall_timeout_seconds
+        return None if limit is None else limit - lifecycle.quiet_seconds(self.status, self.now)
 
     def seconds_left(self, plan: Plan) -> float | None:
         """Of the running time of all attempts; None where it has no bound."""

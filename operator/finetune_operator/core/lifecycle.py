@@ -41,6 +41,15 @@ def running_seconds(status: FineTuneJobStatus, now: datetime) -> float:
     return (status.running_seconds or 0) + (max(0.0, (now - since).total_seconds()) if since else 0.0)
 
 
+def quiet_seconds(status: FineTuneJobStatus, now: datetime) -> float:
+    """Seconds since the present attempt began or was last heard of; 0 where none runs."""
+    since = times.parse(status.running_since)
+    if since is None:
+        return 0.0
+    heard = times.parse(status.progress.updated_at) if status.progress else None
+    return max(0.0, (now - max(since, heard or since)).total_seconds())
+
+
 def with_run_begun(status: FineTuneJobStatus, pods: Sequence[Body], now: datetime) -> FineTuneJobStatus:
     """An attempt runs from the moment at which the first of its ``pods`` started."""
     if status.running_since is not None:

@@ -38,7 +38,11 @@ def with_progress(status: FineTuneJobStatus, report: ProgressReport | None, now:
     """Take over what rank 0 posted, unless it speaks of an attempt that is over."""
     if report is None or report.attempt != (status.attempt or 0):
         return status
-    update: dict[str, object] = {"progress": shown(_keeping(status.progress, report.progress), now)}
+    # When it was heard of, by our clock and not the pod's: see lifecycle.quiet_seconds.
+    progress = shown(_keeping(status.progress, report.progress), now).model_copy(
+        update={"updated_at": times.stamp(now)}
+    )
+    update: dict[str, object] = {"progress": progress}
     if report.checkpoint is not None:
         update["checkpoint"] = report.checkpoint
     if report.acceleration is not None:

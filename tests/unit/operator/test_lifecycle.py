@@ -24,7 +24,7 @@ from decisions import (
 )
 from finetune_api.profile import TrainingProfileSpec
 from finetune_api.reports import ProgressReport
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_operator.core import lifecycle
 from finetune_operator.core.decision import Decision
 from finetune_operator.core.times import stamp
@@ -354,6 +354,50 @@ def test_training_that_ends_well_within_its_last_grace_has_succeeded() -> None:
     body, stop = over_time()
     decision = go(later(body, stop), seconds=185, jobs=[batch_job(ended="Complete", ended_at=182)])
     assert (decision.status.phase, decision.status.failure) == ("Succeeded", None)
+
+
+def stalling(**more: Any) -> tuple[Body, Decision]:
+    """A job whose training was last heard of after 30 seconds, and what is decided 100 seconds later."""
+    body = with_policy(training(), stallTimeoutSeconds=100, **more)
+    heard = ProgressReport(attempt=1, progress=Progress(step=7, total_steps=50, updated_at="2001-01-01T00:00:00Z"))
+    body = later(body, go(body, seconds=30, jobs=[batch_job()], pods=[live_pod()], progress=heard))
+    return body, go(body, seconds=130, jobs=[batch_job()], pods=[live_pod()])
+
+
+class TestStall:
+    """Training that takes no more steps."""
+
+    def test_is_told_to_end_and_counts_as_a_failure(self) -> None:
+        body, stop = stalling()
+        assert go(body, seconds=129, jobs=[batch_job()], pods=[live_pod()]).requeue_after == 1
+        assert (stop.delete_jobs, stop.status.phase, reason(stop)) == (["tune-train-1"], "Running", "Stalled")
+        assert (stop.status.failed_attempts, told(stop)) == (1, ["Retrying"])
+        assert stop.status.failure is not None
+        assert "for 1m40s; the last one was 7" in stop.status.failure.message
+
+    def test_is_followed_by_the_next_attempt_when_its_pods_are_gone(self) -> None:
+        body, stop = stalling()
+        body = later(body, stop)
+        ending = go(body, seconds=140, jobs=[batch_job()], pods=[live_pod(ending=True)])
+        assert (made(ending), reason(ending), told(ending)) == ([], "Stalled", [])
+        again = go(later(body, ending), seconds=190, pods=[ended_pod(137)])
+        assert (made(again), again.status.failed_attempts) == (["tune-train-2"], 1)
+
+    def test_that_comes_again_and_again_ends_the_job(self) -> None:
+        body, stop = stalling(backoffLimit=0)
+        over = go(later(body, stop), seconds=190)
+        assert (over.status.phase, reason(over, "Failed")) == ("Failed", "Stalled")
+
+    def test_of_a_job_that_is_to_rest_is_no_obstacle(self) -> None:
+        body, stop = stalling()
+        rests = go(resting(later(body, stop)), seconds=190)
+        assert (rests.status.phase, made(rests)) == ("Suspended", [])
+
+    def test_is_none_where_the_operator_died_and_the_pods_are_heard_of_since(self) -> None:
+        body, _ = stalling()
+        heard = ProgressReport(attempt=1, progress=Progress(step=8, total_steps=50))
+        goes_on = go(body, seconds=400, jobs=[batch_job()], pods=[live_pod()], progress=heard)
+        assert (goes_on.delete_jobs, goes_on.status.phase) == ([], "Running")
 
 
 def test_time_at_rest_in_queues_and_between_attempts_does_not_count() -> None:
