@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +110,7 @@ class DeclaredTemplate:
         """The same format as a Jinja chat template, for the exported tokenizer."""
         return unmarked(self._source(default_system, thinking))
 
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - templates are few, and live as long as the process
     def _source(self, default_system: str | None, thinking: Thinking) -> str:
         system = self.default_system if default_system is None else default_system
         lines = [f"{{%- set default_system = {quote(system)} -%}}"]
