@@ -255,5 +255,5 @@ def test_named_namespaces(api: client.ApiClient, install: Callable[..., Path]) -
 
 
 def _assert_nothing_was_refused(operator: OperatorProcess) -> None:
-    refused = [line for line in operator.log if "forbidden" in line.lower() or "403" in line]
+    refused = [line for line in operator.log if "forbidden" in line.lower() or ": 403 " in line]
     assert refused == []

@@ -448,6 +448,7 @@ async def test_a_job_rests_goes_on_and_expires(player: Player) -> None:
         await player.gone(f"{player.name}-train-1", 40, report("train", 40, checkpoint=saved))
         body = await player.phase("Suspended")
         assert body["status"]["checkpoint"]["step"] == 4
+        await until(lambda: _has(player, "Suspended"), "the event, which no other operator would tell")
     async with operator():  # which knows nothing of the rest
         await player.edit(suspend=False)
         await player.start(f"{player.name}-train-2")
