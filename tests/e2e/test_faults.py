@@ -13,10 +13,8 @@ import pytest
 from finetune_cli.kubectl import Kubectl
 from finetune_operator.core import names
 from installed import DEPLOYMENT, NAMESPACE, RELEASE, json_of
-from team import KILL, Team, has_saved
+from team import CHILDREN, KILL, Team, has_saved
 from tiny_jobs import long_job
-
-CHILDREN = "jobs,pods,services,configmaps"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from finetune_operator.core import names
 from installed import json_of
-from team import Team, condition
+from team import CHILDREN, Team, condition, has_saved
 from tiny_jobs import long_job, tiny_job
 
-CHILDREN = "jobs,pods,services,configmaps"
 GONE = "--timeout=90s"
 
 
@@ -37,7 +36,7 @@ def stopped(make_team: Callable[[str], Team]) -> Stopped:
     team.start(tiny_job("asleep", runPolicy__suspend=True))
     pods = {}
     for name in ("rests", "left", "bounded"):
-        team.until(name, _has_saved, "running with a checkpoint")
+        team.until(name, has_saved, "running with a checkpoint")
         pods[name] = team.pods(name, names.TRAIN)
         if name == "bounded":
             team.evict(*pods[name])
@@ -51,10 +50,6 @@ def stopped(make_team: Callable[[str], Team]) -> Stopped:
 
 def _runs_again(status: dict[str, Any]) -> bool:
     return (status.get("phase"), status.get("attempt")) == ("Running", 2)
-
-
-def _has_saved(status: dict[str, Any]) -> bool:
-    return status.get("phase") == "Running" and bool((status.get("checkpoint") or {}).get("step"))
 
 
 def test_a_job_at_rest_holds_no_pod_and_has_its_last_step_saved(stopped: Stopped) -> None:

@@ -11,15 +11,11 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-import os
 import re
-import subprocess
 import sys
 import tarfile
 import tempfile
-import tomllib
 import types
-import urllib.request
 import zipfile
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -28,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from package_archives import cache_directory, download
 from published_sources import SOURCES, Source
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -134,38 +131,17 @@ def _texts(package: str) -> dict[str, str]:
 def _files(package: str) -> dict[str, str]:
     """The wanted files of a downloaded package by path."""
     pinned = PACKAGES[package]
-    base = os.environ.get("FINETUNE_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/finetune-operator"
     key = hashlib.sha256(f"{pinned.sha256} {pinned.wanted}".encode()).hexdigest()[:16]
-    kept = Path(base).expanduser() / "published-templates" / f"{pinned.requirement}-{key}.json"
+    kept = cache_directory("published-templates") / f"{pinned.requirement}-{key}.json"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".download-") as directory:
-            texts = dict(_unpack(_download(pinned, Path(directory)), re.compile(pinned.wanted)))
+            archive = download(pinned.requirement, pinned.archive, pinned.sha256, Path(directory))
+            texts = dict(_unpack(archive, re.compile(pinned.wanted)))
             part = Path(directory) / "texts.json"
             part.write_text(json.dumps(texts), encoding="utf-8")
             part.replace(kept)
     return cast("dict[str, str]", json.loads(kept.read_text(encoding="utf-8")))
-
-
-def _download(package: Package, directory: Path) -> Path:
-    """The archive that the package index has for ``package``, checked.
-
-    uv is asked where it lies rather than to fetch it: it would build a source archive, which takes minutes.
-    """
-    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--system-certs", "--no-deps"]
-    command += ["--python-platform", "linux", "--python-version", "3.11", "--format", "pylock.toml", "-"]
-    asked = subprocess.run(command, input=package.requirement, text=True, capture_output=True, check=False)
-    if asked.returncode:
-        raise RuntimeError(f"the package index does not give {package.requirement}: {asked.stderr.strip()}")
-    found = tomllib.loads(asked.stdout)["packages"][0][package.archive]
-    entry = found[0] if isinstance(found, list) else found
-    target = directory / "archive"
-    urllib.request.urlretrieve(entry["url"], target)  # noqa: S310 - the index's own, checked below
-    with target.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != package.sha256:
-        raise RuntimeError(f"{package.requirement} has the hash {digest}, where {package.sha256} is pinned")
-    return target
 
 
 def _unpack(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, str]]:

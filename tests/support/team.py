@@ -191,6 +191,8 @@ class Team:
         return sorted(found, key=lambda event: int(event.metadata.resource_version))  # their times are whole seconds
 
 
+CHILDREN = "jobs,pods,services,configmaps"
+"""Kinds that a FineTuneJob owns."""
 KILL = ("--grace-period=0", "--force")
 """Options of kubectl that give a pod no time."""
 
