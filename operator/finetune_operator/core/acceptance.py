@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.base import API_VERSION
+from finetune_api.base import API_VERSION, ApiModel
 from finetune_api.chat_template import ChatTemplateSpec
 from finetune_api.failures import FailureReason
 from finetune_api.job import FineTuneJob
@@ -66,7 +66,7 @@ def template_of(job: FineTuneJob, status: FineTuneJobStatus, found: dict[str, An
     """The ChatTemplate that the job names, as it was when the job was taken up; None where it names none.
 
     Raises:
-        Refused: ChatTemplateNotFound, TemplateInvalid, and NotAllowed where it does not fit into a status.
+        Refused: ChatTemplateNotFound, TemplateInvalid.
     """
     name = job.spec.template.ref
     if name is None:
@@ -83,19 +83,18 @@ def template_of(job: FineTuneJob, status: FineTuneJobStatus, found: dict[str, An
     if findings := validate_manifest(document):
         told = "; ".join(str(finding) for finding in findings)
         raise Refused(FailureReason.TEMPLATE_INVALID, f"spec.template.ref: ChatTemplate {name!r}: {told}.")
-    spec = ChatTemplateSpec.model_validate(found["spec"])
-    if len(text := template_snapshot(spec)) > SNAPSHOT_CHARACTERS:
-        raise Refused(
-            FailureReason.NOT_ALLOWED,
-            f"spec.template.ref: ChatTemplate {name!r} has {len(text)} characters as JSON, and at most "
-            f"{SNAPSHOT_CHARACTERS} fit into a job's status; shorten it.",
-        )
-    return spec
+    return ChatTemplateSpec.model_validate(found["spec"])
 
 
-def template_snapshot(spec: ChatTemplateSpec) -> str:
-    """``spec`` as ``status.chatTemplate`` keeps it."""
-    return spec.model_dump_json(by_alias=True, exclude_none=True)
+def template_snapshot(job: FineTuneJob, template: ChatTemplateSpec | None) -> str | None:
+    """``template`` as ``status.chatTemplate`` keeps it.
+
+    Raises:
+        Refused: it does not fit into a status.
+    """
+    if template is None:
+        return None
+    return _snapshot(template, f"spec.template.ref: ChatTemplate {job.spec.template.ref!r}")
 
 
 def snapshot_of(job: FineTuneJob, profile: TrainingProfileSpec) -> str:
@@ -104,11 +103,15 @@ def snapshot_of(job: FineTuneJob, profile: TrainingProfileSpec) -> str:
     Raises:
         Refused: it does not fit into a status.
     """
-    text = profile.model_dump_json(by_alias=True, exclude_none=True)
+    return _snapshot(profile, f"TrainingProfile {job.spec.scheduling.profile}: it")
+
+
+def _snapshot(spec: ApiModel, what: str) -> str:
+    text = spec.model_dump_json(by_alias=True, exclude_none=True)
     if len(text) > SNAPSHOT_CHARACTERS:
         raise Refused(
             FailureReason.NOT_ALLOWED,
-            f"TrainingProfile {job.spec.scheduling.profile}: it has {len(text)} characters as JSON, and at most "
-            f"{SNAPSHOT_CHARACTERS} fit into a job's status; shorten it.",
+            f"{what} has {len(text)} characters as JSON, and at most {SNAPSHOT_CHARACTERS} fit into a job's status; "
+            "shorten it.",
         )
     return text

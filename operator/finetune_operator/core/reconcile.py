@@ -108,6 +108,7 @@ class _Reconciliation(Attempts):
         profile = profile_of(job, self.before, self.observed.profile, self.settings)
         snapshot = snapshot_of(job, profile)
         template = template_of(job, self.before, self.observed.chat_template)
+        kept_template = self.before.chat_template or template_snapshot(job, template)
         plan = make_plan(job, profile, template)
         if not accepted:
             self.conditions.set("Accepted", holds=True, reason="Accepted", message="The manifest is valid.")
@@ -122,7 +123,7 @@ class _Reconciliation(Attempts):
             method=job.spec.method_name,
             gpus=job.spec.distributed.nodes * job.spec.distributed.gpus_per_node,
             profile=self.before.profile or snapshot,
-            chat_template=self.before.chat_template or (template and template_snapshot(template)),
+            chat_template=kept_template,
             config_hash=self.before.config_hash or plan.config.digest(),
         )
         return plan
