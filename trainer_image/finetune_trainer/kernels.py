@@ -77,6 +77,14 @@ def fuses_loss(config: TrainerConfig, device: torch.device) -> bool:
     return device.type == "cuda" and config.stage in ("sft", "pt") and config.acceleration.liger is not False
 
 
+def fuses_adapters(config: TrainerConfig, device: torch.device) -> bool:
+    """Whether adapters are to be computed with their layers, as far as these can be."""
+    lora, wish = config.method.lora, config.acceleration.fused_adapters
+    return (
+        lora is not None and not lora.dora and lora.dropout == 0 and (device.type == "cuda" if wish is None else wish)
+    )
+
+
 def compile_layers(model: Any, *, recomputed: bool = False, backend: str = "inductor") -> None:
     """Compile each decoder layer in place: one graph serves them all, and names of weights stay as they are.
 
