@@ -1,7 +1,8 @@
 """Products of frozen weights and adapters, for each way in which a weight is held: the arithmetic of
 :mod:`finetune_trainer.fused_adapters`.
 
-``rows`` are (tokens, in), in the base's type.
+``rows`` are (tokens, in), in the base's type. Sums are left to the compiler, which takes them into what reads them:
+torch.addmm would copy one side first.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class _WholeProduct(torch.autograd.Function):
         both = gradient @ weight  # of the input and of what the adapters read
         inner = both[:, width:]
         return (
-            torch.addmm(both[:, :width], inner, down),
+            both[:, :width] + inner @ down,
             None,
             inner.t() @ extended[:, :width],
             None,
@@ -207,7 +208,7 @@ class _Fp8Product(torch.autograd.Function):
         inner = rows @ down.t()
         ctx.save_for_backward(rows, inner, weight, scale, down, up)
         ctx.sizes, ctx.ranks, ctx.kinds = sizes, ranks, [part.dtype for part in ups]
-        return torch.addmm(multiply(rows, VALUES, weight.t(), scale), inner, up.t())
+        return multiply(rows, VALUES, weight.t(), scale) + inner @ up.t()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -216,7 +217,7 @@ class _Fp8Product(torch.autograd.Function):
         gradient_of_inner = gradient @ up
         columns = weight.t().contiguous().t()  # as the kernel wants its second operand
         return (
-            torch.addmm(multiply(gradient, GRADIENTS, columns, scale), gradient_of_inner, down),
+            multiply(gradient, GRADIENTS, columns, scale) + gradient_of_inner @ down,
             None,
             None,
             gradient_of_inner.t() @ rows,
@@ -304,7 +305,7 @@ class _FourBitProduct(torch.autograd.Function):
         inner = rows @ down.t()
         ctx.save_for_backward(rows, inner, packed, largest, down, up)
         ctx.how, ctx.sizes, ctx.ranks, ctx.kinds = how, sizes, ranks, [part.dtype for part in ups]
-        return torch.addmm(rows @ _dequantize(packed, largest, how).t(), inner, up.t())
+        return rows @ _dequantize(packed, largest, how).t() + inner @ up.t()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -312,7 +313,7 @@ class _FourBitProduct(torch.autograd.Function):
         (gradient,) = gradients
         gradient_of_inner = gradient @ up
         return (
-            torch.addmm(gradient @ _dequantize(packed, largest, ctx.how), gradient_of_inner, down),
+            gradient @ _dequantize(packed, largest, ctx.how) + gradient_of_inner @ down,
             None,
             None,
             None,

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch._dynamo.config
 import torch._functorch.config
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
@@ -95,6 +96,8 @@ def compile_layers(model: Any, *, recomputed: bool = False, backend: str = "indu
         backend: of torch.compile.
     """
     torch._functorch.config.activation_memory_budget = 1.0 if recomputed else KEPT  # noqa: SLF001
+    # What fused adapters remember from one layer to the next they have forgotten at the end: nothing is to be repeated.
+    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = recomputed  # noqa: SLF001
     _, layers = find_layers(model)
     for layer in layers:
         layer.compile(backend=backend)
