@@ -1,8 +1,7 @@
 """Products of frozen weights and adapters, for each way in which a weight is held: the arithmetic of
 :mod:`finetune_trainer.fused_adapters`.
 
-``rows`` are (tokens, in), in the base's type. Sums are left to the compiler, which takes them into what reads them:
-torch.addmm would copy one side first.
+``rows`` are (tokens, in), in the base's type.
 """
 
 from __future__ import annotations
@@ -74,6 +73,12 @@ def _operands(adapters: Adapters) -> tuple[Any, ...]:
 
 def _split(output: torch.Tensor, bias: torch.Tensor | None, sizes: list[int]) -> tuple[torch.Tensor, ...]:
     return tuple((output if bias is None else output + bias).split(sizes, dim=-1))
+
+
+def _sum(base: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """``base + one @ other``, which whatever reads it takes in. Inductor would make torch.addmm of a sum, which copies
+    ``base`` first; of a difference it does not."""
+    return base - one @ (-other)
 
 
 def _gradients_of_ups(
@@ -151,7 +156,7 @@ class _WholeProduct(torch.autograd.Function):
         both = gradient @ weight  # of the input and of what the adapters read
         inner = both[:, width:]
         return (
-            both[:, :width] + inner @ down,
+            _sum(both[:, :width], inner, down),
             None,
             inner.t() @ extended[:, :width],
             None,
@@ -208,7 +213,7 @@ class _Fp8Product(torch.autograd.Function):
         inner = rows @ down.t()
         ctx.save_for_backward(rows, inner, weight, scale, down, up)
         ctx.sizes, ctx.ranks, ctx.kinds = sizes, ranks, [part.dtype for part in ups]
-        return multiply(rows, VALUES, weight.t(), scale) + inner @ up.t()
+        return _sum(multiply(rows, VALUES, weight.t(), scale), inner, up.t())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -217,7 +222,7 @@ class _Fp8Product(torch.autograd.Function):
         gradient_of_inner = gradient @ up
         columns = weight.t().contiguous().t()  # as the kernel wants its second operand
         return (
-            multiply(gradient, GRADIENTS, columns, scale) + gradient_of_inner @ down,
+            _sum(multiply(gradient, GRADIENTS, columns, scale), gradient_of_inner, down),
             None,
             None,
             gradient_of_inner.t() @ rows,
@@ -305,7 +310,7 @@ class _FourBitProduct(torch.autograd.Function):
         inner = rows @ down.t()
         ctx.save_for_backward(rows, inner, packed, largest, down, up)
         ctx.how, ctx.sizes, ctx.ranks, ctx.kinds = how, sizes, ranks, [part.dtype for part in ups]
-        return rows @ _dequantize(packed, largest, how).t() + inner @ up.t()
+        return _sum(rows @ _dequantize(packed, largest, how).t(), inner, up.t())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -313,7 +318,7 @@ class _FourBitProduct(torch.autograd.Function):
         (gradient,) = gradients
         gradient_of_inner = gradient @ up
         return (
-            gradient @ _dequantize(packed, largest, ctx.how) + gradient_of_inner @ down,
+            _sum(gradient @ _dequantize(packed, largest, ctx.how), gradient_of_inner, down),
             None,
             None,
             None,

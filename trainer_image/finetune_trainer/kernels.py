@@ -24,6 +24,10 @@ costs next to nothing to make again: a quarter of the memory for less than a hun
 (bench/trainer/README.md)."""
 
 
+KEPT_BY_FUSED = 0.9
+"""The same with fused adapters, which have less to keep: below, attention would be computed again."""
+
+
 def check_kernels(config: TrainerConfig, settings: PretrainedConfig) -> None:
     """Refuse, before a GPU is held, kernels that the model cannot have.
 
@@ -86,16 +90,17 @@ def fuses_adapters(config: TrainerConfig, device: torch.device) -> bool:
     )
 
 
-def compile_layers(model: Any, *, recomputed: bool = False, backend: str = "inductor") -> None:
+def compile_layers(model: Any, *, recomputed: bool = False, kept: float = KEPT, backend: str = "inductor") -> None:
     """Compile each decoder layer in place: one graph serves them all, and names of weights stay as they are.
 
     Args:
         model: with its adapters.
         recomputed: whether layers are recomputed as a whole (gradient checkpointing). Where not, the compiler keeps
-            :data:`KEPT` of the activations and recomputes the cheapest.
+            some of the activations and recomputes the cheapest.
+        kept: share of the activations' memory that is kept.
         backend: of torch.compile.
     """
-    torch._functorch.config.activation_memory_budget = 1.0 if recomputed else KEPT  # noqa: SLF001
+    torch._functorch.config.activation_memory_budget = 1.0 if recomputed else kept  # noqa: SLF001
     # What fused adapters remember from one layer to the next they have forgotten at the end: nothing is to be repeated.
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = recomputed  # noqa: SLF001
     _, layers = find_layers(model)

@@ -22,7 +22,15 @@ from finetune_trainer.freezing import freeze
 from finetune_trainer.fused_adapters import NAME as FUSED_ADAPTERS
 from finetune_trainer.fused_adapters import adapted_layers, fuse_adapters
 from finetune_trainer.heads import head_options, model_class, train_head
-from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers, fuses_adapters, names
+from finetune_trainer.kernels import (
+    KEPT,
+    KEPT_BY_FUSED,
+    apply_kernels,
+    check_kernels,
+    compile_layers,
+    fuses_adapters,
+    names,
+)
 from finetune_trainer.log import log
 from finetune_trainer.quantization import compute_dtype, loading_options, quantize_by_hqq
 from finetune_trainer.spread import size_of
@@ -116,7 +124,8 @@ def load_model(
             "out over devices; leave it unset",
         )
     if config.acceleration.compile:
-        compile_layers(model, recomputed=config.acceleration.gradient_checkpointing)
+        kept = KEPT_BY_FUSED if FUSED_ADAPTERS in kernels else KEPT
+        compile_layers(model, recomputed=config.acceleration.gradient_checkpointing, kept=kept)
     log.info("%s on %s, attention %s: %s of %s parameters are trained (%.2f %%)", type(model).__name__, name,
              attention, f"{trainable:,}", f"{total:,}", 100 * trainable / total)  # fmt: skip
     return Loaded(
