@@ -12,6 +12,8 @@ from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from transformers import PretrainedConfig, PreTrainedModel
 
+from finetune_trainer import unsloth_start
+from finetune_trainer.attention import fits_varlen
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.freezing import find_layers
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
@@ -29,6 +31,8 @@ def check_kernels(config: TrainerConfig, settings: PretrainedConfig) -> None:
     Raises:
         TrainerError: ACCELERATION_UNAVAILABLE.
     """
+    if config.acceleration.unsloth:
+        unsloth_start.check_model(config, settings, plain_attention=fits_varlen(settings))
     if not config.acceleration.liger:
         return
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN  # noqa: PLC0415

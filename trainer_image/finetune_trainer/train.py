@@ -123,6 +123,7 @@ def _collator(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase, loaded:
         int(tokenizer.pad_token_id or 0),  # type: ignore[arg-type]
         packed=config.packing,
         flat=flat,
+        lengths=config.acceleration.unsloth,
         fused_loss=FUSED_LOSS in loaded.acceleration.kernels,
         # Compiled code wants the same shapes each time; packed rows are nearly full anyway.
         row_length=config.max_length if config.packing and config.acceleration.compile else None,
@@ -356,7 +357,8 @@ class _Run:
             fp16=config.precision == "fp16",  # with loss scaling
             use_cpu=on_cpu,
             activation_checkpointing=config.acceleration.gradient_checkpointing
-            and not self.spread.checkpoints_activations,
+            and not self.spread.checkpoints_activations
+            and not config.acceleration.unsloth,  # which has its own
             activation_checkpointing_kwargs={"use_reentrant": False},
             logging_strategy="steps",
             logging_steps=1,
