@@ -62,9 +62,7 @@ class Collator:
 
     def unpadded(self) -> Collator:
         """The same for rows that are short, without padding to one length."""
-        return Collator(
-            self._pad, packed=self._packed, flat=self._flat, lengths=self._lengths, fused_loss=self._fused
-        )
+        return Collator(self._pad, packed=self._packed, flat=self._flat, lengths=self._lengths, fused_loss=self._fused)
 
     def forgo_fused_loss(self) -> None:
         """Make batches for the model's own loss from now on."""
@@ -73,7 +71,8 @@ class Collator:
     def __call__(self, sequences: Several[Sequence]) -> dict[str, Any]:
         """Tensors (batch, length) of int64: input_ids, labels, and position_ids or, where there is padding,
         attention_mask; ``tokens`` is an int, the tokens that are no padding. Flat: batch is 1, and ``cu_seq_lens_*``
-        and ``max_length_*`` are flash-attn's, ``packed_seq_lengths`` Unsloth's. Fused loss: ``loss_positions`` and ``targets``."""
+        and ``max_length_*`` are flash-attn's, ``packed_seq_lengths`` Unsloth's. Fused loss: ``loss_positions`` and
+        ``targets``."""
         rows = [_joined(sequences)] if self._flat else list(sequences)
         longest = max(len(row.input_ids) for row in rows)
         length = max(longest, (self._row_length or 0) * (len(sequences) if self._flat else 1))

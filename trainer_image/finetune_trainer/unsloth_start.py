@@ -94,6 +94,6 @@ def check_model(config: TrainerConfig, settings: Any, *, plain_attention: bool) 
     if config.max_length > settings.max_position_embeddings:
         raise TrainerError(
             ExitCode.ACCELERATION_UNAVAILABLE,
-            f"acceleration.unsloth: dataset.maxLength {config.max_length} is more than the model's "
-            f"{settings.max_position_embeddings} positions, which Unsloth would stretch; lower it, or leave Unsloth out",
+            f"acceleration.unsloth: dataset.maxLength {config.max_length} is more than the model's positions, "
+            f"{settings.max_position_embeddings}, which Unsloth would stretch; lower it, or leave unsloth false",
         )

@@ -69,8 +69,8 @@ def _image_of(job: FineTuneJob, settings: CoreSettings) -> str:
     if not settings.unsloth_image:
         raise Refused(
             FailureReason.ACCELERATION_UNAVAILABLE,
-            "spec.acceleration.unsloth: this operator knows no image with Unsloth, which the default one leaves out for "
-            "its licence. Build trainer-unsloth and name it in the chart's trainer.unslothImage "
+            "spec.acceleration.unsloth: this operator knows no image with Unsloth, which the default one leaves out "
+            "for its licence. Build trainer-unsloth and name it in the chart's trainer.unslothImage "
             "(FINETUNE_UNSLOTH_IMAGE) or in a TrainingProfile's image (docs/unsloth.md), or leave unsloth false.",
         )
     return settings.unsloth_image
