@@ -10,7 +10,7 @@ import torch
 import torch._functorch.config
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 from finetune_trainer import unsloth_start
 from finetune_trainer.attention import fits_varlen
@@ -104,6 +104,21 @@ def offloading(config: TrainerConfig, model: Any) -> AbstractContextManager[Any]
 
     context: AbstractContextManager[Any] = get_act_offloading_ctx_manager(model, warn_if_no_head=False)
     return context
+
+
+def recomputing(config: TrainerConfig, *, elsewhere: bool) -> dict[str, Any]:
+    """Arguments of transformers.TrainingArguments by which layers are recomputed in the backward pass. 5.17, the
+    newest that Unsloth takes, has another name for them than later releases.
+
+    Args:
+        config: the job's.
+        elsewhere: whether the strategy sees to it.
+    """
+    known = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    wishes = config.acceleration
+    wanted = wishes.gradient_checkpointing and not elsewhere and not wishes.unsloth  # which has its own
+    return {name: wanted, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def names(config: TrainerConfig) -> Iterator[str]:

@@ -36,6 +36,7 @@ def _missing_accelerations(config: TrainerConfig) -> Iterator[str]:
     if config.distributed.gpus_per_node == 0:
         wanted = {
             "acceleration.liger": bool(wishes.liger),
+            "acceleration.unsloth": wishes.unsloth,
             "precision": config.precision == "fp8",
             "acceleration.activationOffload": wishes.activation_offload,
             "acceleration.flashAttention": wishes.flash_attention in ("fa2", "fa3", "flex"),

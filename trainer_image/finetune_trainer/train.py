@@ -30,7 +30,7 @@ from finetune_trainer.export import Facts, export
 from finetune_trainer.files import read_json, write_json
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.kernels import offloading
+from finetune_trainer.kernels import offloading, recomputing
 from finetune_trainer.log import log
 from finetune_trainer.loop import FineTuner, Meter
 from finetune_trainer.memory import advice, describe, fit_to_device
@@ -356,10 +356,7 @@ class _Run:
             bf16=config.precision in ("bf16", "fp8"),
             fp16=config.precision == "fp16",  # with loss scaling
             use_cpu=on_cpu,
-            activation_checkpointing=config.acceleration.gradient_checkpointing
-            and not self.spread.checkpoints_activations
-            and not config.acceleration.unsloth,  # which has its own
-            activation_checkpointing_kwargs={"use_reentrant": False},
+            **recomputing(config, elsewhere=self.spread.checkpoints_activations),
             logging_strategy="steps",
             logging_steps=1,
             logging_nan_inf_filter=False,

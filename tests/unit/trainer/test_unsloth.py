@@ -4,6 +4,7 @@ itself needs a GPU (tests/unsloth); here a module that does as little stands in 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -190,7 +191,10 @@ def test_packed_samples_are_told_by_their_lengths() -> None:
 # -- refusals --------------------------------------------------------------------------------------------------
 
 
-def test_an_image_without_it_is_named_with_the_one_that_has_it(tmp_path: Path, tiny: Path) -> None:
+def test_an_image_without_it_is_named_with_the_one_that_has_it(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     config = configure(tmp_path, tiny, **ONE_GPU)
     with pytest.raises(TrainerError, match=r"does not have Unsloth.*trainer-unsloth.*docs/unsloth\.md") as raised:
         check_supported(config)
