@@ -44,6 +44,10 @@ test-e2e: setup ## On the embedded node: the chart installed, real pods training
 test-gpu: setup ## On a CUDA GPU
 	@$(PY) -m pytest tests/gpu
 
+.PHONY: test-unsloth
+test-unsloth: setup ## On a CUDA GPU, with the packages of the image trainer-unsloth
+	@$(PY) -m pytest tests/unsloth
+
 .PHONY: check
 check: setup ## Lint, types, layers, generated files
 	@.venv/bin/ruff format --check .

@@ -24,6 +24,7 @@ from finetune_api.predicates import (
 )
 from finetune_api.rule import SOURCES, SPEC, Rule
 from finetune_api.stage_rules import STAGE_RULES
+from finetune_api.unsloth_rules import UNSLOTH_RULES
 
 
 def _micro_batch(data: Data) -> object:
@@ -139,11 +140,6 @@ CONFLICTS: tuple[Rule, ...] = (
         "output.merge",
         both(Present("output.merge"), _QUANTIZED, _SHARDED),
         "a quantized base is merged from its own weights, which are shared out; use zero2, or merge the adapter later",
-    ),
-    Rule(
-        "acceleration.unsloth",
-        both(OneOf("acceleration.unsloth", (True,)), _SHARDED),
-        "Unsloth does not work with ZeRO-3 or FSDP2",
     ),
     Rule(
         "precision",
@@ -360,7 +356,6 @@ def _later(field: str, when: Condition, what: str, scope: str = SPEC) -> Rule:
 
 UNSUPPORTED: tuple[Rule, ...] = (
     _later("model.source", StartsWith("model.source", ("s3://", "oci://")), "use hf:// or pvc://"),
-    _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),
     _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
     _later("scheduling.queueName", Present("scheduling.queueName"), "leave it unset"),
     _later("output.push", Present("output.push"), "fetch the result with finetune fetch"),
@@ -369,7 +364,7 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
 )
 
-RULES: tuple[Rule, ...] = CONFLICTS + STAGE_RULES + UNSUPPORTED
+RULES: tuple[Rule, ...] = CONFLICTS + STAGE_RULES + UNSLOTH_RULES + UNSUPPORTED
 
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "stage",

@@ -222,7 +222,7 @@ class AccelerationSpec(ApiModel):
     """Liger's kernels for norms, rotary embeddings and gated units. Unset: on a GPU its fused loss alone, which never
     holds the logits; false: not that either."""
     unsloth: bool = False
-    """Unsloth's kernels; needs its image flavour."""
+    """Unsloth's kernels, for LoRA and QLoRA on one GPU; needs the trainer image that has them (docs/unsloth.md)."""
     compile: bool = False
     """torch.compile, layer by layer."""
     gradient_checkpointing: bool = False

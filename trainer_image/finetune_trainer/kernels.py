@@ -11,8 +11,10 @@ import torch._dynamo.config
 import torch._functorch.config
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
+from finetune_trainer import unsloth_start
+from finetune_trainer.attention import fits_varlen
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.freezing import find_layers
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
@@ -34,6 +36,8 @@ def check_kernels(config: TrainerConfig, settings: PretrainedConfig) -> None:
     Raises:
         TrainerError: ACCELERATION_UNAVAILABLE.
     """
+    if config.acceleration.unsloth:
+        unsloth_start.check_model(config, settings, plain_attention=fits_varlen(settings))
     if not config.acceleration.liger:
         return
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN  # noqa: PLC0415
@@ -116,6 +120,21 @@ def offloading(config: TrainerConfig, model: Any) -> AbstractContextManager[Any]
 
     context: AbstractContextManager[Any] = get_act_offloading_ctx_manager(model, warn_if_no_head=False)
     return context
+
+
+def recomputing(config: TrainerConfig, *, elsewhere: bool) -> dict[str, Any]:
+    """Arguments of transformers.TrainingArguments by which layers are recomputed in the backward pass. 5.17, the
+    newest that Unsloth takes, has another name for them than later releases.
+
+    Args:
+        config: the job's.
+        elsewhere: whether the strategy sees to it.
+    """
+    known = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    wishes = config.acceleration
+    wanted = wishes.gradient_checkpointing and not elsewhere and not wishes.unsloth  # which has its own
+    return {name: wanted, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def names(config: TrainerConfig) -> Iterator[str]:

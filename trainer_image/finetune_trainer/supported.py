@@ -3,7 +3,6 @@ never trained with a wish left out."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 from finetune_api.failures import ExitCode
@@ -11,6 +10,7 @@ from finetune_api.stages import PREFERENCE_NUMBERS, PREFERENCE_STAGES, REFERENCE
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import TemplateSpec
 
+from finetune_trainer import unsloth_start
 from finetune_trainer.deepspeed_config import owned_keys
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.strategy import processes
@@ -32,11 +32,11 @@ def check_supported(config: TrainerConfig) -> None:
 
 def _missing_accelerations(config: TrainerConfig) -> Iterator[str]:
     wishes = config.acceleration
-    if wishes.unsloth and importlib.util.find_spec("unsloth") is None:
-        yield "spec.acceleration.unsloth: it is not part of the default image for its licence; leave it false"
+    yield from unsloth_start.missing(config)
     if config.distributed.gpus_per_node == 0:
         wanted = {
             "acceleration.liger": bool(wishes.liger),
+            "acceleration.unsloth": wishes.unsloth,
             "precision": config.precision == "fp8",
             "acceleration.activationOffload": wishes.activation_offload,
             "acceleration.flashAttention": wishes.flash_attention in ("fa2", "fa3", "flex"),
@@ -50,6 +50,7 @@ def _missing_accelerations(config: TrainerConfig) -> Iterator[str]:
 def _problems(config: TrainerConfig) -> Iterator[str]:
     numbers, spread, method = config.hyperparameters, config.distributed, config.method
     yield from _stage_problems(config)
+    yield from unsloth_start.problems(config)
     if sum(part is not None for part in (method.full, method.freeze, method.lora)) != 1:
         yield "spec.method: exactly one of full, freeze and lora"
     if config.quantization is not None and method.lora is None:
