@@ -238,6 +238,7 @@ CASES: tuple[Case, ...] = (
         {**UNSLOTH, "quantization": {"bits": 4, "computeDtype": "fp16"}},
         "computed in precision",
     ),
+    Case("unsloth with fused adapters", {**UNSLOTH, "acceleration.fusedAdapters": True}, "computes adapters by itself"),
     Case("unsloth with dora", {**UNSLOTH, "method.lora.dora": True}, "leave out layers with DoRA"),
     Case("unsloth on code of a repository", {**UNSLOTH, "model.trustRemoteCode": True}, "transformers' own models"),
     Case("unsloth with liger", {**UNSLOTH, "acceleration.liger": True}, "leave liger unset"),
