@@ -28,7 +28,7 @@ def fuse_loss(model: PreTrainedModel) -> None:
     are predicted.
     """
     plain = model.forward
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder = model.get_decoder()
 
     def forward(
         *arguments: Any,
@@ -42,6 +42,7 @@ def fuse_loss(model: PreTrainedModel) -> None:
             counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
             return plain(*arguments, labels=labels, **counted, **inputs)
         hidden = decoder(*arguments, **inputs).last_hidden_state
+        head = model.get_output_embeddings()  # as it is now: peft puts a copy in its place where it is to be trained
         chosen = hidden.flatten(0, 1).index_select(0, loss_positions)
         total = linear_cross_entropy(chosen, head.weight, targets, head.bias)
         return CausalLMOutputWithPast(

@@ -99,6 +99,20 @@ def test_the_fused_loss_and_its_gradients_are_the_models_own(tmp_path: Path, tin
 
 
 @pytest.mark.usefixtures("torch_loss")
+@pytest.mark.usefixtures("torch_loss")
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_a_head_that_is_saved_with_the_adapter_is_trained_by_the_fused_loss(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, method={"lora": {"rank": 2, "modulesToSave": ["lm_head"]}})
+    model = load_model(config, tiny, CPU).model
+    fused_loss.fuse_loss(model.get_base_model())
+    ids = torch.arange(20)[None]
+    model(input_ids=ids, loss_positions=torch.arange(19), targets=torch.arange(1, 20)).loss.backward()
+    trained = [part.grad for name, part in model.named_parameters() if "modules_to_save" in name]
+    assert len(trained) == 1
+    assert trained[0] is not None
+    assert float(trained[0].norm()) > 0
+
+
 @pytest.mark.parametrize("liger", [None, True])
 def test_a_model_that_scales_its_logits_is_found_before_the_first_step(
     tmp_path: Path, tiny: Path, liger: bool | None
