@@ -26,6 +26,7 @@ LOOKED_AT_SECONDS = 25
 """More than twice as long as the Lease is good for."""
 NEAR = timedelta(seconds=30)
 logger = logging.getLogger(__name__)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_an_operator_with_a_wrong_clock(
         "progress_host": str(host),
         "backoff_base_seconds": "1",
     }
-    holder = replicas.until(bool, LOOKED_AT_SECONDS)
+    holder = replicas.acting(LOOKED_AT_SECONDS)
     with running_operator(kubeconfig, NAMESPACE, clock=minutes_ahead(minutes), **settings) as operator:
         operator.wait_for(f"standing by: {holder} acts")
         with pytest.raises(AssertionError, match=f"the holder is '{holder}'"):

@@ -31,6 +31,7 @@ ACTS_AGAIN_WITHIN = 20
 """Seconds, once the API server is there."""
 PATIENCE = 600
 logger = logging.getLogger(__name__)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,10 @@ def test_the_operator_is_killed_twenty_times(scene: Scene) -> None:
     logger.info("FINETUNE_FAULTS_SEED=%d", seed)
     replicas, team = scene.replicas, scene.team
     before = replicas.lease().spec.lease_transitions
-    scene.start("killed", seconds=150)
+    scene.start("killed", seconds=240)
     for number in range(KILLS):
-        time.sleep(chance.uniform(0, 12))  # the moment is the test
+        # The moment is the test: in the time until another acts, or when it has just begun to, or long after.
+        time.sleep(chance.uniform(0, 20))
         victim = replicas.kill_any(chance)
         logger.info("%d: killed %s, %s", number + 1, victim, (team.read("killed").get("status") or {}).get("phase"))
     assert replicas.lease().spec.lease_transitions - before >= 3, f"hardly any of them acted (seed {seed})"
@@ -103,7 +105,7 @@ def test_the_operator_is_killed_twenty_times(scene: Scene) -> None:
 def test_a_process_that_is_killed_starts_again_in_its_pod(scene: Scene) -> None:
     """And acts, or the other one does: whichever is quicker."""
     replicas, team = scene.replicas, scene.team
-    killed = replicas.kill(replicas.until(bool, ACTS_AGAIN_WITHIN))
+    killed = replicas.kill(replicas.acting(ACTS_AGAIN_WITHIN))
     team.start(tiny_job("in-the-gap", runPolicy__suspend=True))
     team.until("in-the-gap", lambda status: status.get("phase") == "Suspended", "taken up")
     took = time.monotonic() - killed
@@ -119,7 +121,7 @@ def test_the_api_server_is_away_for_a_minute(scene: Scene) -> None:
     before = {
         name: team.until(name, has_saved, "running with a checkpoint") for name in ("trains-on", "ends-meanwhile")
     }
-    with without("kube-apiserver"):
+    with without("kube-apiserver", kill=True):
         time.sleep(AWAY_SECONDS)
     back = time.monotonic()
     old = before["trains-on"]["progress"]
@@ -148,7 +150,7 @@ def test_etcd_is_killed_and_starts_again(scene: Scene) -> None:
 def test_the_watches_are_cut(scene: Scene, api: client.ApiClient, kubectl: Kubectl) -> None:
     """For less than the Lease is good for: the same process goes on, and hears of all that happens."""
     replicas, team = scene.replicas, scene.team
-    leader = replicas.until(bool, ACTS_AGAIN_WITHIN)
+    leader = replicas.acting(ACTS_AGAIN_WITHIN)
     core = client.CoreV1Api(api)
     before = core.read_namespaced_pod(leader, NAMESPACE).status
     scene.start("heard-of", seconds=20)

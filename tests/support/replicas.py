@@ -68,6 +68,10 @@ class Replicas:
                 return holder
         raise AssertionError(f"{seconds:.0f} s later the holder is {self.leader()!r}")
 
+    def acting(self, seconds: float) -> str:
+        """The holder once it is a pod that is there."""
+        return self.until(lambda holder: holder in self.names(), seconds)
+
     def changes(self, since: str, until: Callable[[str], bool]) -> list[tuple[str, datetime]]:
         """Holders one after the other, each with the time at which it wrote so, from version ``since`` of the Lease
         until ``until`` holds of one."""
