@@ -28,7 +28,9 @@ from tiny_jobs import long_job, tiny_job
 KILLS = 20
 AWAY_SECONDS = 60
 ACTS_AGAIN_WITHIN = 20
-"""Seconds, once the API server is there."""
+"""Seconds, once pods reach the API server."""
+REACHED_WITHIN = 40
+"""Seconds until they do after it is back: kube-proxy waits for up to half a minute before it asks anew."""
 PATIENCE = 600
 logger = logging.getLogger(__name__)
 pytestmark = pytest.mark.timeout(1800)
@@ -128,7 +130,7 @@ def test_the_api_server_is_away_for_a_minute(scene: Scene) -> None:
     after = team.until("trains-on", lambda status: _seconds(old, status["progress"]) > AWAY_SECONDS, "told of again")
     took = time.monotonic() - back
     logger.info("told of again %.0f s after the API server was back, by %s", took, replicas.leader())
-    assert took < ACTS_AGAIN_WITHIN + 10
+    assert took < REACHED_WITHIN + ACTS_AGAIN_WITHIN
     assert after["progress"]["step"] > old["step"]
     assert_one_whole_life(team, "ends-meanwhile")
     assert_one_whole_life(team, "trains-on")
