@@ -48,6 +48,10 @@ test-faults: setup ## Real faults on the embedded node: the operator, the API se
 test-gpu: setup ## On a CUDA GPU
 	@$(PY) -m pytest tests/gpu
 
+.PHONY: test-unsloth
+test-unsloth: setup ## On a CUDA GPU, with the packages of the image trainer-unsloth
+	@$(PY) -m pytest tests/unsloth
+
 .PHONY: check
 check: setup ## Lint, types, layers, generated files
 	@.venv/bin/ruff format --check .

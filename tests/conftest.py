@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TIERS = ("unit", "api", "e2e", "faults", "gpu")
+TIERS = ("unit", "api", "e2e", "faults", "gpu", "unsloth")
 ON_DEMAND = {"faults": "it takes a quarter of an hour; make test-faults"}
 """Tiers that run only where they are asked for by name, and why."""
 _NOT_RUN = pytest.StashKey[dict[str, tuple[int, str]]]()

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from subjects import SHAPES, has_cuda, make_model
 from trainers import FULL, LORA, TRAINERS, Case, Steps
 
 ROOT = Path(__file__).resolve().parents[2]
+ROW = 4096
+"""Tokens in a row that the cases' batches are for; of longer rows a batch has fewer."""
 COMPILED = {"compile": True}
 RECOMPUTED = {"compile": True, "gradientCheckpointing": True}
 CASES: dict[str, Case] = {
@@ -42,6 +44,9 @@ CASES: dict[str, Case] = {
     "full": Case(FULL, 2, COMPILED),
     "full-fp8": Case(FULL, 2, COMPILED, precision="fp8"),
     "full-recompute": Case(FULL, 4, RECOMPUTED),
+    "lora-separate": Case(LORA, 2, {**COMPILED, "fusedAdapters": False}),
+    "lora-recompute-separate": Case(LORA, 4, {**RECOMPUTED, "fusedAdapters": False}),
+    "qlora-recompute-separate": Case(LORA, 4, {**RECOMPUTED, "fusedAdapters": False}, bits=4),
     "full-recompute-eager": Case(FULL, 4, {"gradientCheckpointing": True, "liger": True}),
     **{
         f"{peer}-{name}": Case(
@@ -104,6 +109,7 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
     case, steps = CASES[name], Steps(arguments.steps)
+    case = replace(case, batch=max(1, case.batch * ROW // arguments.length))
     for option in arguments.set:
         place, _, value = option.partition("=")
         module, _, key = place.partition(":")
@@ -111,7 +117,7 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.profile:
         steps.profile = arguments.out / f"{name}.profile.txt"
     if not has_cuda():
-        case = Case(**{**asdict(case), "acceleration": {}, "precision": "fp32"})
+        case = replace(case, acceleration={}, precision="fp32")
     work = Path(arguments.work)
     result: dict[str, Any] = {"case": name, "batch": case.batch, "length": arguments.length}
     try:

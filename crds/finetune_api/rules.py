@@ -24,6 +24,7 @@ from finetune_api.predicates import (
 )
 from finetune_api.rule import SOURCES, SPEC, Rule
 from finetune_api.stage_rules import STAGE_RULES
+from finetune_api.unsloth_rules import UNSLOTH_RULES
 
 
 def _micro_batch(data: Data) -> object:
@@ -52,6 +53,7 @@ _FULL, _FREEZE, _LORA = Present("method.full"), Present("method.freeze"), Presen
 _QUANTIZED = Present("quantization")
 _SHARDED = OneOf("distributed.strategy", ("zero3", "fsdp2"))
 _ON_CPU = OneOf("distributed.gpusPerNode", (0,))
+_FUSED = OneOf("acceleration.fusedAdapters", (True,))
 _FSDP = OneOf("distributed.strategy", ("fsdp2",))
 _MICRO = "self.hyperparameters.microBatchSize"
 _DEVICES = "(self.distributed.nodes * (self.distributed.gpusPerNode > 0 ? self.distributed.gpusPerNode : 1))"
@@ -140,11 +142,6 @@ CONFLICTS: tuple[Rule, ...] = (
         "a quantized base is merged from its own weights, which are shared out; use zero2, or merge the adapter later",
     ),
     Rule(
-        "acceleration.unsloth",
-        both(OneOf("acceleration.unsloth", (True,)), _SHARDED),
-        "Unsloth does not work with ZeRO-3 or FSDP2",
-    ),
-    Rule(
         "precision",
         both(OneOf("precision", ("fp16",)), OneOf("distributed.gpusPerNode", (0,))),
         "fp16 needs a GPU, since CPUs have no arithmetic for it; use fp32, or bf16 where the CPU has that",
@@ -182,6 +179,33 @@ CONFLICTS: tuple[Rule, ...] = (
         "acceleration.compile",
         both(OneOf("acceleration.compile", (True,)), OneOf("quantization.method", ("hqq",))),
         "HQQ's layers cannot be compiled with adapters on them; leave it false, or use bitsandbytes",
+    ),
+    Rule(
+        "acceleration.fusedAdapters",
+        both(_FUSED, either(_FULL, _FREEZE)),
+        "adapters are LoRA's; leave it unset, or use method lora",
+    ),
+    Rule(
+        "acceleration.fusedAdapters",
+        both(_FUSED, either(OneOf("method.lora.dora", (True,)), MoreThan("method.lora.dropout", 0))),
+        "adapters with dropout or DoRA are not the two products alone; leave it unset, or use dropout 0 without DoRA",
+    ),
+    Rule(
+        "acceleration.fusedAdapters",
+        both(
+            _FUSED,
+            _QUANTIZED,
+            either(
+                OneOf("quantization.method", ("hqq",)),
+                both(OneOf("quantization.method", ("bitsandbytes",)), OneOf("quantization.bits", (8,))),
+            ),
+        ),
+        "it is not for hqq's weights nor bitsandbytes' 8 bits; leave it unset, or use bitsandbytes with 4 bits",
+    ),
+    Rule(
+        "acceleration.fusedAdapters",
+        both(_FUSED, OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))),
+        "it is for one device, or several by ddp; leave it unset",
     ),
     Rule(
         "precision",
@@ -332,7 +356,6 @@ def _later(field: str, when: Condition, what: str, scope: str = SPEC) -> Rule:
 
 UNSUPPORTED: tuple[Rule, ...] = (
     _later("model.source", StartsWith("model.source", ("s3://", "oci://")), "use hf:// or pvc://"),
-    _later("acceleration.unsloth", OneOf("acceleration.unsloth", (True,)), "leave it false"),
     _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
     _later("scheduling.queueName", Present("scheduling.queueName"), "leave it unset"),
     _later("output.push", Present("output.push"), "fetch the result with finetune fetch"),
@@ -341,7 +364,7 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
 )
 
-RULES: tuple[Rule, ...] = CONFLICTS + STAGE_RULES + UNSUPPORTED
+RULES: tuple[Rule, ...] = CONFLICTS + STAGE_RULES + UNSLOTH_RULES + UNSUPPORTED
 
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "stage",

@@ -222,13 +222,16 @@ class AccelerationSpec(ApiModel):
     """Liger's kernels for norms, rotary embeddings and gated units. Unset: on a GPU its fused loss alone, which never
     holds the logits; false: not that either."""
     unsloth: bool = False
-    """Unsloth's kernels; needs its image flavour."""
+    """Unsloth's kernels, for LoRA and QLoRA on one GPU; needs the trainer image that has them (docs/unsloth.md)."""
     compile: bool = False
     """torch.compile, layer by layer."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     activation_offload: bool = False
     """Hold activations in host memory."""
+    fused_adapters: bool | None = None
+    """Compute LoRA's adapters with the layers that they are on, and layers that read the same input as one. Unset:
+    on a GPU wherever that gives the same."""
 
 
 class HyperparametersSpec(ApiModel):

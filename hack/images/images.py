@@ -34,11 +34,20 @@ SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("trainer_image/Dockerfile", "trainer_image/requirements.txt", "trainer_image/finetune-train", "hack/uv.txt",
          "crds/finetune_api", "trainer_image/finetune_trainer"),
     ),
+    # Only ever built by its name: parts of Unsloth are under the AGPL (docs/unsloth.md).
+    "trainer-unsloth": (
+        "trainer_image/Dockerfile",
+        ("trainer_image/Dockerfile", "trainer_image/requirements-unsloth.txt", "trainer_image/finetune-train",
+         "hack/uv.txt", "crds/finetune_api", "trainer_image/finetune_trainer"),
+    ),
 }  # fmt: skip
+ARGUMENTS: dict[str, tuple[str, ...]] = {"trainer-unsloth": ("REQUIREMENTS=requirements-unsloth.txt",)}
+"""What a Dockerfile that makes several images is told."""
 BASE_PACKAGES = {
     "operator": "python3,python3-venv,ca-certificates",
     # Triton and torch.compile build small C and C++ files at run time, against Python's headers.
     "trainer": "python3,python3-venv,python3-dev,ca-certificates,g++",
+    "trainer-unsloth": "python3,python3-venv,python3-dev,ca-certificates,g++",
 }
 DEBOOTSTRAP = "debootstrap"
 _ASIDE = ".debootstrap-"
@@ -99,7 +108,8 @@ def _build_by_docker(image: str, reference: str, base: str, *, push: bool) -> No
     if base == DEBOOTSTRAP:
         raise SystemExit("images: a base made by debootstrap needs buildah: hack/cluster/cluster build installs it")
     _say(f"building {reference} by docker")
-    arguments = ["--build-arg", f"BASE={base}"] if base else []
+    told = [*([f"BASE={base}"] if base else []), *ARGUMENTS.get(image, ())]
+    arguments = [part for argument in told for part in ("--build-arg", argument)]
     _run(["docker", "build", *arguments, f"--file={ROOT / SOURCES[image][0]}", f"--tag={reference}", str(ROOT)])
     if push:
         _say(f"pushing {reference}")
@@ -133,7 +143,7 @@ def build(image: str, reference: str, base: str) -> None:
     uv_cache = cache_dir() / "uv"
     uv_cache.mkdir(parents=True, exist_ok=True)
     mounts = [f"{uv_cache}:/var/cache/uv"]
-    arguments = [*([f"BASE={base}"] if base else []), "UV_CACHE_DIR=/var/cache/uv"]
+    arguments = [*([f"BASE={base}"] if base else []), "UV_CACHE_DIR=/var/cache/uv", *ARGUMENTS.get(image, ())]
     certificates = Path("/etc/ssl/certs/ca-certificates.crt")
     if certificates.exists():  # this machine may trust authorities that a bare image does not
         mounts.append(f"{certificates}:/etc/ssl/certs/ca-certificates.crt:ro")

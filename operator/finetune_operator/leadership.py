@@ -5,7 +5,7 @@ every fifth of it; after two thirds without success it stops acting; after the w
 counted from before the write was sent, by a clock that only runs forward. In the last third the process ends; and
 should it be stopped so hard that it cannot (a frozen machine), :meth:`Leadership.check` stands before every write.
 
-Why not the client library's own election: docs/decisions/0013.
+Why not the client library's own election: docs/decisions/0014.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A replica that stands by hands what training pods post on to the one that acts.
 
-So every replica is Ready and behind the Service, while the jobs' statuses have one writer: see docs/decisions/0013.
+So every replica is Ready and behind the Service, while the jobs' statuses have one writer: see docs/decisions/0014.
 The replica that acts is reached at the address in its Lease and known by the operator's own authority.
 """
 

@@ -93,6 +93,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
             "FINETUNE_TRAINER_IMAGE", "the image of training pods, such as registry/trainer:1"
         ),
         progress_url=url,
+        unsloth_image=reader.text("FINETUNE_UNSLOTH_IMAGE", ""),
         progress_interval=reader.number("FINETUNE_PROGRESS_INTERVAL_SECONDS", 10),
         backoff_base=reader.number("FINETUNE_BACKOFF_BASE_SECONDS", 10),
         backoff_cap=reader.number("FINETUNE_BACKOFF_CAP_SECONDS", 360),

@@ -217,6 +217,8 @@ class TestSettings:
         assert environment(values)["FINETUNE_TRAINER_IMAGE"] == reference
         (container,) = only(render(values), "Deployment")["spec"]["template"]["spec"]["containers"]
         assert container["image"] == reference
+        assert "FINETUNE_UNSLOTH_IMAGE" not in environment(values)
+        assert environment({"trainer": {"unslothImage": image}})["FINETUNE_UNSLOTH_IMAGE"] == reference
 
 
 class TestRights:

@@ -139,6 +139,30 @@ def test_quantized_bases_learn_and_merge(tmp_path: Path, base: Path, kind: str, 
     learns(run(job(tmp_path, base, packing=packing, quantization=QUANTIZED[kind], merge={"dtype": "bf16"})))
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compile"])
+@pytest.mark.parametrize(
+    "edits",
+    [{}, {"quantization": {"bits": 4}}, pytest.param({"precision": "fp8"}, marks=needs_fp8)],
+    ids=["bf16", "nf4", "fp8"],
+)
+def test_fused_adapters_learn_as_separate_ones_do(tmp_path: Path, base: Path, edits: Any, compiled: bool) -> None:
+    gradients, losses = {}, {}
+    for fused in (False, True):
+        (tmp_path / str(fused)).mkdir()
+        wishes = {"fusedAdapters": fused, "compile": compiled}
+        config = job(tmp_path / str(fused), base, acceleration=wishes, hyperparameters={"maxSteps": 50}, **edits)
+        report = run(config)
+        learns(report)
+        assert ("fused-adapters" in report.acceleration.kernels) is fused
+        losses[fused], gradients[fused] = report.progress.eval_loss, gradients_of(config, base)
+    assert losses[True] == pytest.approx(losses[False], rel=0.02 if "precision" in edits else 0.005)
+    assert gradients[True].keys() == gradients[False].keys()
+    for name, plain in gradients[False].items():
+        if plain.norm() > 1e-4:
+            least = 0.98 if "precision" in edits else 0.999
+            assert functional.cosine_similarity(plain, gradients[True][name], dim=0) > least, name
+
+
 @needs_fp8
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compile"])
 @pytest.mark.parametrize("method", [{"lora": {"rank": 4}}, {"full": {}}], ids=["lora", "full"])

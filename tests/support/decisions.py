@@ -8,14 +8,15 @@ from typing import Any
 from finetune_operator.core.children import Observed
 from finetune_operator.core.decision import Decision
 from finetune_operator.core.reconcile import decide
+from finetune_operator.core.settings import CoreSettings
 from operator_bodies import SETTINGS, at, batch_job, job_body, pod_of, report, running, terminated
 
 Body = dict[str, Any]
 
 
-def go(body: Body, seconds: float = 0.0, **observed: Any) -> Decision:
+def go(body: Body, seconds: float = 0.0, settings: CoreSettings = SETTINGS, **observed: Any) -> Decision:
     """What is decided about ``body`` so many seconds after NOW; ``observed`` as of :class:`Observed`."""
-    return decide(body, Observed(**observed), at(seconds), SETTINGS)
+    return decide(body, Observed(**observed), at(seconds), settings)
 
 
 def later(body: Body, decision: Decision, **more: Any) -> Body:

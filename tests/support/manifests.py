@@ -63,6 +63,7 @@ LATER = "not supported yet"
 TEXT = {"uri": "configmap://a/b", "format": "text"}
 PAIRS = {"uri": "configmap://a/b", "format": "preference"}
 LABELLED = {"uri": "configmap://a/b", "format": "kto"}
+UNSLOTH = {"acceleration.unsloth": True, "distributed.gpusPerNode": 1}
 
 CASES: tuple[Case, ...] = (
     Case("the smallest manifest is taken"),
@@ -136,7 +137,10 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "compile and adafactor on the CPU",
-        {"acceleration": {"compile": True, "liger": False}, "hyperparameters.optimizer": "adafactor"},
+        {
+            "acceleration": {"compile": True, "liger": False, "fusedAdapters": True},
+            "hyperparameters.optimizer": "adafactor",
+        },
     ),
     Case("8-bit floats", {"precision": "fp8", "distributed": {"gpusPerNode": 1}}),
     Case("a merge", {"output": {"merge": {"dtype": "fp16"}}}),
@@ -215,7 +219,36 @@ CASES: tuple[Case, ...] = (
         {"quantization": {"bits": 4}, "distributed": {"strategy": "zero3"}, "output": {"merge": {}}},
         "merge the adapter later",
     ),
-    Case("unsloth under zero3", {"acceleration.unsloth": True, "distributed": {"strategy": "zero3"}}, "Unsloth"),
+    Case("unsloth", UNSLOTH),
+    Case("unsloth on 4 bits", {**UNSLOTH, "quantization": {"bits": 4}}),
+    Case("unsloth on plain text", {**UNSLOTH, "stage": "pt", f"{SOURCE}.format": "text"}),
+    Case("unsloth on a checkpoint of GPTQ's", {**UNSLOTH, "quantization": {"method": "gptq"}}),
+    Case("unsloth on the CPU", {"acceleration": {"unsloth": True}}, "need a GPU; set distributed.gpusPerNode"),
+    Case("unsloth in 32 bits", {**UNSLOTH, "precision": "fp32"}, "compute in bf16 or fp16"),
+    Case("unsloth on 8 bits", {**UNSLOTH, "quantization": {"bits": 8}}, "nf4 with double quantization"),
+    Case("unsloth on hqq", {**UNSLOTH, "quantization": {"method": "hqq", "bits": 4}}, "nf4 with double quantization"),
+    Case("unsloth on fp4", {**UNSLOTH, "quantization": {"bits": 4, "type": "fp4"}}, "nf4 with double quantization"),
+    Case(
+        "unsloth on 4 bits quantized once",
+        {**UNSLOTH, "quantization": {"bits": 4, "doubleQuantization": False}},
+        "nf4 with double quantization",
+    ),
+    Case(
+        "unsloth on 4 bits with a type of their own",
+        {**UNSLOTH, "quantization": {"bits": 4, "computeDtype": "fp16"}},
+        "computed in precision",
+    ),
+    Case("unsloth with fused adapters", {**UNSLOTH, "acceleration.fusedAdapters": True}, "computes adapters by itself"),
+    Case("unsloth with dora", {**UNSLOTH, "method.lora.dora": True}, "leave out layers with DoRA"),
+    Case("unsloth on code of a repository", {**UNSLOTH, "model.trustRemoteCode": True}, "transformers' own models"),
+    Case("unsloth with liger", {**UNSLOTH, "acceleration.liger": True}, "leave liger unset"),
+    Case("unsloth, compiled", {**UNSLOTH, "acceleration.compile": True}, "kernels already"),
+    Case("unsloth with an attention", {**UNSLOTH, "acceleration.flashAttention": "sdpa"}, "chooses its attention"),
+    Case(
+        "unsloth with activations in host memory",
+        {**UNSLOTH, "acceleration.activationOffload": True},
+        "Unsloth's own gradient checkpointing",
+    ),
     Case("8-bit floats on the CPU", {"precision": "fp8"}, "fp8 needs a GPU"),
     Case(
         "8-bit floats under zero2",
@@ -240,6 +273,26 @@ CASES: tuple[Case, ...] = (
         "hqq and compile",
         {"acceleration": {"compile": True}, "quantization": {"method": "hqq", "bits": 4}},
         "HQQ's layers",
+    ),
+    Case(
+        "fused adapters of none",
+        {"acceleration": {"fusedAdapters": True}, "method": {"full": {}}},
+        "adapters are LoRA's",
+    ),
+    Case(
+        "fused adapters with dropout",
+        {"acceleration": {"fusedAdapters": True}, "method.lora.dropout": 0.1},
+        "are not the two products alone",
+    ),
+    Case(
+        "fused adapters on 8 bits",
+        {"acceleration": {"fusedAdapters": True}, "quantization": {"bits": 8}},
+        "it is not for hqq's",
+    ),
+    Case(
+        "fused adapters, shared out",
+        {"acceleration": {"fusedAdapters": True}, "distributed": {"strategy": "zero2"}},
+        "one device, or several by ddp",
     ),
     Case("half precision on the CPU", {"precision": "fp16"}, "fp16 needs a GPU"),
     Case("freeze of no layer", {"method": {"freeze": {"trainableLayers": 0}}}, "0 trains nothing"),
@@ -395,7 +448,23 @@ CASES: tuple[Case, ...] = (
     Case("a model in an object store", {"model.source": "s3://bucket/model"}, LATER),
     Case("a model as an artifact", {"model.source": "oci://registry/model:1"}, LATER),
     Case("a template of one's own", {"template": {"ref": "mine"}}),
-    Case("unsloth", {"acceleration": {"unsloth": True}}, LATER),
+    Case("unsloth under zero3", {**UNSLOTH, "distributed.strategy": "zero3"}, "under DeepSpeed or FSDP2"),
+    Case("unsloth on several devices", {**UNSLOTH, "distributed.gpusPerNode": 2}, "on several devices"),
+    Case("unsloth on several nodes", {**UNSLOTH, "distributed.nodes": 2}, "on several devices"),
+    Case("unsloth with an offload", {**UNSLOTH, "distributed.offload": "optimizer"}, "under DeepSpeed or FSDP2"),
+    Case(
+        "unsloth on preferences",
+        {**UNSLOTH, "stage": "orpo", f"{SOURCE}.format": "preference"},
+        "with preference stages",
+    ),
+    Case("unsloth on every weight", {**UNSLOTH, "method": {"full": {}}}, "with method full or freeze"),
+    Case("unsloth from the weights", {**UNSLOTH, "method.lora.init": "pissa"}, "with starts from the weights"),
+    Case(
+        "unsloth with a module in full",
+        {**UNSLOTH, "method.lora.modulesToSave": ["lm_head"]},
+        "with modules trained in full",
+    ),
+    Case("unsloth, merged", {**UNSLOTH, "output": {"merge": {}}}, "merging what Unsloth trained"),
     Case("sequence parallelism", {"distributed": {"sequenceParallel": 2}}, LATER),
     Case("a queue", {"scheduling": {"queueName": "q"}}, LATER),
     Case("a push", {"output": {"push": {"uri": "hf://org/tuned"}}}, LATER),

@@ -4,10 +4,18 @@ encodes any text, ChatML tokens and a chat template, safetensors. The same bytes
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 DEFAULT_SYSTEM = "You are a tiny model."
@@ -29,21 +37,25 @@ _CORPUS = (
 )
 
 
-def make_tiny_model(directory: Path, *, chat_template: bool = True, head_dim: int = 8) -> Path:
+def make_tiny_model(
+    directory: Path, *, chat_template: bool = True, head_dim: int = 8, width: int = 32, qwen3: bool = False
+) -> Path:
     """Write model and tokenizer into ``directory`` and return it.
 
     Args:
         directory: made where it is missing.
         head_dim: values a head; flex attention wants 16 or more.
+        width: of the hidden states; 4-bit kernels want blocks of 64.
+        qwen3: Qwen3's architecture instead, which norms queries and keys.
         chat_template: False makes a base model, whose tokenizer has no template and ends text by ``<|endoftext|>``.
     """
     tokenizer = _tokenizer(chat_template=chat_template)
     tokenizer.save_pretrained(directory)
     end = tokenizer.eos_token_id
-    config = LlamaConfig(
+    config = (Qwen3Config if qwen3 else LlamaConfig)(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -56,7 +68,7 @@ def make_tiny_model(directory: Path, *, chat_template: bool = True, head_dim: in
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
+        model: Any = (Qwen3ForCausalLM if qwen3 else LlamaForCausalLM)(config)
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=end, pad_token_id=end, max_new_tokens=16
     )

@@ -50,8 +50,8 @@ def add_adapters(
     Raises:
         TrainerError: METHOD_INVALID, with the names that there are.
     """
-    _check_names("targetModules", method.target_modules, linear)
-    _check_names("modulesToSave", method.modules_to_save, [name for name, _ in model.named_modules() if name])
+    check_names("targetModules", method.target_modules, linear)
+    check_names("modulesToSave", method.modules_to_save, [name for name, _ in model.named_modules() if name])
     train_head(model)
     settings = LoraConfig(
         task_type="SEQ_CLS" if reward_head(model) else "CAUSAL_LM",
@@ -88,7 +88,12 @@ class Start:
             yield Path(directory)
 
 
-def _check_names(field: str, wanted: list[str], names: list[str]) -> None:
+def check_names(field: str, wanted: list[str], names: list[str]) -> None:
+    """Refuse what of ``wanted`` is the end of none of ``names``.
+
+    Raises:
+        TrainerError: METHOD_INVALID, with the names that there are.
+    """
     endings = sorted({name.rpartition(".")[2] for name in names})
     for name in wanted:
         if not any(known == name or known.endswith(f".{name}") for known in names):

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from finetune_trainer import unsloth_start
 from finetune_trainer.errors import TrainerError
 
 VARLEN = "varlen"
@@ -61,7 +62,7 @@ def choose_attention(config: TrainerConfig, settings: PretrainedConfig, device: 
 
 def takes_boundaries(attention: str) -> bool:
     """Whether ``attention`` is told where samples begin, instead of by a mask."""
-    return attention == VARLEN or attention in FLASH.values()
+    return attention in (VARLEN, unsloth_start.NAME, *FLASH.values())
 
 
 def fits_varlen(settings: PretrainedConfig) -> bool:

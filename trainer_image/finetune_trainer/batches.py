@@ -43,6 +43,7 @@ class Collator:
         *,
         packed: bool,
         flat: bool = False,
+        lengths: bool = False,
         fused_loss: bool = False,
         row_length: int | None = None,
     ) -> None:
@@ -52,15 +53,16 @@ class Collator:
             pad_token_id: for padding.
             packed: sequences hold several samples.
             flat: one row with boundaries.
+            lengths: give these as the samples' lengths, by Unsloth's name, instead of by flash-attn's.
             fused_loss: add what :func:`finetune_trainer.fused_loss.fuse_loss` reads.
             row_length: pad every row to this many tokens instead of to the longest, so that shapes stay the same.
         """
         self._pad, self._packed, self._flat, self._fused = pad_token_id, packed, flat, fused_loss
-        self._row_length = row_length
+        self._row_length, self._lengths = row_length, lengths
 
     def unpadded(self) -> Collator:
         """The same for rows that are short, without padding to one length."""
-        return Collator(self._pad, packed=self._packed, flat=self._flat, fused_loss=self._fused)
+        return Collator(self._pad, packed=self._packed, flat=self._flat, lengths=self._lengths, fused_loss=self._fused)
 
     def forgo_fused_loss(self) -> None:
         """Make batches for the model's own loss from now on."""
@@ -69,7 +71,8 @@ class Collator:
     def __call__(self, sequences: Several[Sequence]) -> dict[str, Any]:
         """Tensors (batch, length) of int64: input_ids, labels, and position_ids or, where there is padding,
         attention_mask; ``tokens`` is an int, the tokens that are no padding. Flat: batch is 1, and ``cu_seq_lens_*``
-        and ``max_length_*`` are flash-attn's. Fused loss: ``loss_positions`` and ``targets``."""
+        and ``max_length_*`` are flash-attn's, ``packed_seq_lengths`` Unsloth's. Fused loss: ``loss_positions`` and
+        ``targets``."""
         rows = [_joined(sequences)] if self._flat else list(sequences)
         longest = max(len(row.input_ids) for row in rows)
         length = max(longest, (self._row_length or 0) * (len(sequences) if self._flat else 1))
@@ -91,7 +94,7 @@ class Collator:
         elif not attended.all():  # without a mask, attention runs by its fastest kernels
             batch["attention_mask"] = torch.from_numpy(attended)
         if self._flat:
-            batch |= _boundaries(rows[0], length, self._row_length)
+            batch |= _boundaries(rows[0], length, self._row_length, lengths=self._lengths)
         if self._fused:
             batch |= _supervised(labels)
         batch["tokens"] = int(attended.sum())
@@ -115,7 +118,7 @@ def _joined(sequences: Several[Sequence]) -> Sequence:
     )
 
 
-def _boundaries(row: Sequence, length: int, row_length: int | None) -> dict[str, Any]:
+def _boundaries(row: Sequence, length: int, row_length: int | None, *, lengths: bool) -> dict[str, Any]:
     """Where each sample begins and, last, the row ends. The longest length is rounded up: compiled code is made anew
     for each."""
     parts = [*row.lengths.tolist()]
@@ -123,6 +126,8 @@ def _boundaries(row: Sequence, length: int, row_length: int | None) -> dict[str,
     while left > 0:  # padding, in pieces no longer than samples are
         parts.append(min(left, row_length or left))
         left -= parts[-1]
+    if lengths:
+        return {"packed_seq_lengths": torch.tensor(parts, dtype=torch.int32)}
     starts = torch.from_numpy(np.concatenate([[0], np.cumsum(parts)]).astype(np.int32))
     longest = max([*parts, row_length or 0])
     return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}

@@ -14,7 +14,7 @@ from finetune_api.trainer_config import ATTEMPT_ENV, TrainerConfig
 from pydantic import ValidationError
 
 from finetune_trainer import log as logs
-from finetune_trainer import surroundings
+from finetune_trainer import surroundings, unsloth_start
 from finetune_trainer.errors import TrainerError, volume_error
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.launch import launch, needed
@@ -103,6 +103,8 @@ def _train(config: TrainerConfig, interrupted: Interruption, known: dict[str, ob
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     if config.distributed.gpus_per_node == 0:  # else DeepSpeed, which accelerate imports, complains of no GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if config.acceleration.unsloth:
+        unsloth_start.start()  # before the imports below
     from finetune_trainer.train import train  # noqa: PLC0415
 
     attempt = os.environ.get(ATTEMPT_ENV, "1")

@@ -7,11 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch._dynamo.config
 import torch._functorch.config
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
+from finetune_trainer import unsloth_start
+from finetune_trainer.attention import fits_varlen
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.freezing import find_layers
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
@@ -23,12 +26,18 @@ costs next to nothing to make again: a quarter of the memory for less than a hun
 (bench/trainer/README.md)."""
 
 
+KEPT_BY_FUSED = 0.9
+"""The same with fused adapters, which have less to keep: below, attention would be computed again."""
+
+
 def check_kernels(config: TrainerConfig, settings: PretrainedConfig) -> None:
     """Refuse, before a GPU is held, kernels that the model cannot have.
 
     Raises:
         TrainerError: ACCELERATION_UNAVAILABLE.
     """
+    if config.acceleration.unsloth:
+        unsloth_start.check_model(config, settings, plain_attention=fits_varlen(settings))
     if not config.acceleration.liger:
         return
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN  # noqa: PLC0415
@@ -77,16 +86,27 @@ def fuses_loss(config: TrainerConfig, device: torch.device) -> bool:
     return device.type == "cuda" and config.stage in ("sft", "pt") and config.acceleration.liger is not False
 
 
-def compile_layers(model: Any, *, recomputed: bool = False, backend: str = "inductor") -> None:
+def fuses_adapters(config: TrainerConfig, device: torch.device) -> bool:
+    """Whether adapters are to be computed with their layers, as far as these can be."""
+    lora, wish = config.method.lora, config.acceleration.fused_adapters
+    return (
+        lora is not None and not lora.dora and lora.dropout == 0 and (device.type == "cuda" if wish is None else wish)
+    )
+
+
+def compile_layers(model: Any, *, recomputed: bool = False, kept: float = KEPT, backend: str = "inductor") -> None:
     """Compile each decoder layer in place: one graph serves them all, and names of weights stay as they are.
 
     Args:
         model: with its adapters.
         recomputed: whether layers are recomputed as a whole (gradient checkpointing). Where not, the compiler keeps
-            :data:`KEPT` of the activations and recomputes the cheapest.
+            some of the activations and recomputes the cheapest.
+        kept: share of the activations' memory that is kept.
         backend: of torch.compile.
     """
-    torch._functorch.config.activation_memory_budget = 1.0 if recomputed else KEPT  # noqa: SLF001
+    torch._functorch.config.activation_memory_budget = 1.0 if recomputed else kept  # noqa: SLF001
+    # What fused adapters remember from one layer to the next they have forgotten at the end: nothing is to be repeated.
+    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = recomputed  # noqa: SLF001
     _, layers = find_layers(model)
     for layer in layers:
         layer.compile(backend=backend)
@@ -100,6 +120,21 @@ def offloading(config: TrainerConfig, model: Any) -> AbstractContextManager[Any]
 
     context: AbstractContextManager[Any] = get_act_offloading_ctx_manager(model, warn_if_no_head=False)
     return context
+
+
+def recomputing(config: TrainerConfig, *, elsewhere: bool) -> dict[str, Any]:
+    """Arguments of transformers.TrainingArguments by which layers are recomputed in the backward pass. 5.17, the
+    newest that Unsloth takes, has another name for them than later releases.
+
+    Args:
+        config: the job's.
+        elsewhere: whether the strategy sees to it.
+    """
+    known = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    wishes = config.acceleration
+    wanted = wishes.gradient_checkpointing and not elsewhere and not wishes.unsloth  # which has its own
+    return {name: wanted, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def names(config: TrainerConfig) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,25 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import MethodSpec
 from transformers import AutoConfig, PreTrainedModel
 
+from finetune_trainer import unsloth_start
 from finetune_trainer.adapters import FROM_THE_WEIGHTS, Start, add_adapters, linear_names
 from finetune_trainer.attention import choose_attention
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fp8 import check_fp8, freeze_in_fp8, train_in_fp8
 from finetune_trainer.freezing import freeze
+from finetune_trainer.fused_adapters import NAME as FUSED_ADAPTERS
+from finetune_trainer.fused_adapters import adapted_layers, fuse_adapters
 from finetune_trainer.heads import head_options, model_class, train_head
-from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers, names
+from finetune_trainer.kernels import (
+    KEPT,
+    KEPT_BY_FUSED,
+    apply_kernels,
+    check_kernels,
+    compile_layers,
+    fuses_adapters,
+    names,
+)
 from finetune_trainer.log import log
 from finetune_trainer.quantization import compute_dtype, loading_options, quantize_by_hqq
 from finetune_trainer.spread import size_of
@@ -83,6 +94,8 @@ def load_model(
     Raises:
         TrainerError: MODEL_INVALID, METHOD_INVALID or ACCELERATION_UNAVAILABLE.
     """
+    if config.acceleration.unsloth:
+        return _load_by_unsloth(config, directory, device)
     method, wanted = config.method, config.quantization
     in_fp32 = masters and method.full is not None and method.full.master_weights == "fp32"
     dtype = torch.float32 if in_fp32 else DTYPES[config.precision]
@@ -97,21 +110,42 @@ def load_model(
         quantize_by_hqq(model, linear, wanted, compute_dtype(config), device)
     model = _with_method(model, method, linear, masters=masters)
     start = Start(model) if method.lora is not None and method.lora.init in FROM_THE_WEIGHTS else None
-    trainable = sum(size_of(parameter) for parameter in model.parameters() if parameter.requires_grad)
     if place != device and not is_quantized(model):
         model.to(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    fused = fuses_adapters(config, device) and masters and not sharded
     if config.precision == "fp8":
-        kernels.append(_in_fp8(config, model))
+        kernels.append(_in_fp8(config, model, together=fused))
+    if _fuse(config, model, possible=fused):
+        kernels.append(FUSED_ADAPTERS)
     if config.acceleration.compile:
-        compile_layers(model, recomputed=config.acceleration.gradient_checkpointing)
+        kept = KEPT_BY_FUSED if FUSED_ADAPTERS in kernels else KEPT
+        compile_layers(model, recomputed=config.acceleration.gradient_checkpointing, kept=kept)
+    return replace(_loaded(config, model, device, attention=attention, kernels=kernels, total=total), start=start)
+
+
+def _load_by_unsloth(config: TrainerConfig, directory: Path, device: torch.device) -> Loaded:
+    from finetune_trainer import unsloth_model  # noqa: PLC0415 - for this wish alone
+
+    check_kernels(config, AutoConfig.from_pretrained(directory))
+    model = unsloth_model.load_base(config, directory, device)
+    model.config.use_cache = False
+    kernels = [unsloth_start.NAME, *apply_kernels(config, model, device), *names(config)]
+    total = _size(model)
+    model = unsloth_model.add_adapters(model, config, linear_names(model))
+    return _loaded(config, model, device, attention=unsloth_start.NAME, kernels=kernels, total=total)
+
+
+def _loaded(
+    config: TrainerConfig, model: Any, device: torch.device, *, attention: str, kernels: list[str], total: int
+) -> Loaded:
+    trainable = sum(size_of(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     log.info("%s on %s, attention %s: %s of %s parameters are trained (%.2f %%)", type(model).__name__, name,
              attention, f"{trainable:,}", f"{total:,}", 100 * trainable / total)  # fmt: skip
     return Loaded(
         model,
         AccelerationStatus(device=name, attention=attention, precision=config.precision, kernels=kernels),
         ModelStatus(parameters=total, trainable_parameters=trainable),
-        start,
     )
 
 
@@ -134,11 +168,25 @@ def count_parameters(config: TrainerConfig, directory: Path) -> tuple[int, int]:
     return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _in_fp8(config: TrainerConfig, model: Any) -> str:
+def _fuse(config: TrainerConfig, model: Any, *, possible: bool) -> bool:
+    """Whether adapters of ``model`` are computed with their layers now."""
+    if possible and (count := fuse_adapters(model)):
+        log.info("%d layers are computed with their adapters", count)
+        return True
+    if config.acceleration.fused_adapters:
+        raise TrainerError(
+            ExitCode.ACCELERATION_UNAVAILABLE,
+            "acceleration.fusedAdapters: the base's layers are held in a way that has no such product, or are shared "
+            "out over devices; leave it unset",
+        )
+    return False
+
+
+def _in_fp8(config: TrainerConfig, model: Any, *, together: bool) -> str:
     if config.method.lora is None:
         train_in_fp8(model)
         return "fp8"
-    log.info("%d frozen layers are held in fp8", freeze_in_fp8(model))
+    log.info("%d frozen layers are held in fp8", freeze_in_fp8(adapted_layers(model, together=together)))
     return "fp8-base"
 
 

@@ -3,7 +3,6 @@ never trained with a wish left out."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 from finetune_api.failures import ExitCode
@@ -11,6 +10,7 @@ from finetune_api.stages import PREFERENCE_NUMBERS, PREFERENCE_STAGES, REFERENCE
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import TemplateSpec
 
+from finetune_trainer import unsloth_start
 from finetune_trainer.deepspeed_config import owned_keys
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.strategy import processes
@@ -32,11 +32,11 @@ def check_supported(config: TrainerConfig) -> None:
 
 def _missing_accelerations(config: TrainerConfig) -> Iterator[str]:
     wishes = config.acceleration
-    if wishes.unsloth and importlib.util.find_spec("unsloth") is None:
-        yield "spec.acceleration.unsloth: it is not part of the default image for its licence; leave it false"
+    yield from unsloth_start.missing(config)
     if config.distributed.gpus_per_node == 0:
         wanted = {
             "acceleration.liger": bool(wishes.liger),
+            "acceleration.unsloth": wishes.unsloth,
             "precision": config.precision == "fp8",
             "acceleration.activationOffload": wishes.activation_offload,
             "acceleration.flashAttention": wishes.flash_attention in ("fa2", "fa3", "flex"),
@@ -50,6 +50,7 @@ def _missing_accelerations(config: TrainerConfig) -> Iterator[str]:
 def _problems(config: TrainerConfig) -> Iterator[str]:
     numbers, spread, method = config.hyperparameters, config.distributed, config.method
     yield from _stage_problems(config)
+    yield from unsloth_start.problems(config)
     if sum(part is not None for part in (method.full, method.freeze, method.lora)) != 1:
         yield "spec.method: exactly one of full, freeze and lora"
     if config.quantization is not None and method.lora is None:
@@ -58,6 +59,7 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
         yield "spec.precision: fp8 is for full, and for lora on a base that is not quantized"
     if config.precision == "fp16" and spread.gpus_per_node == 0:
         yield "spec.precision: fp16 needs a GPU"
+    yield from _fused_problems(config)
     micro = numbers.micro_batch_size
     if micro == "auto":
         pass  # a number comes of it when the device is there
@@ -83,6 +85,20 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
             yield f"spec.dataset.sources[{index}].format: stage {config.stage} takes {wanted}, not {source.format}"
     if not config.sources:
         yield "spec.dataset.sources: names no data"
+
+
+def _fused_problems(config: TrainerConfig) -> Iterator[str]:
+    lora, quantization = config.method.lora, config.quantization
+    if not config.acceleration.fused_adapters:
+        return
+    if lora is None or lora.dora or lora.dropout > 0:
+        yield "spec.acceleration.fusedAdapters: is for method lora, without dropout and DoRA"
+    if quantization is not None and (
+        quantization.method == "hqq" or (quantization.method == "bitsandbytes" and quantization.bits == 8)
+    ):
+        yield "spec.acceleration.fusedAdapters: is not for hqq's weights nor bitsandbytes' 8 bits"
+    if config.distributed.strategy not in ("auto", "ddp"):
+        yield "spec.acceleration.fusedAdapters: is for one device, or several by ddp"
 
 
 def _stage_problems(config: TrainerConfig) -> Iterator[str]:

@@ -28,9 +28,10 @@ from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.evaluate import answers, check_packing, fused_loss_agrees, held_out_loss
 from finetune_trainer.export import Facts, export
 from finetune_trainer.files import read_json, write_json
+from finetune_trainer.fused_adapters import separate_adapters
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.kernels import offloading
+from finetune_trainer.kernels import offloading, recomputing
 from finetune_trainer.log import log
 from finetune_trainer.loop import FineTuner, Meter
 from finetune_trainer.memory import advice, describe, fit_to_device
@@ -123,6 +124,7 @@ def _collator(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase, loaded:
         int(tokenizer.pad_token_id or 0),  # type: ignore[arg-type]
         packed=config.packing,
         flat=flat,
+        lengths=config.acceleration.unsloth,
         fused_loss=FUSED_LOSS in loaded.acceleration.kernels,
         # Compiled code wants the same shapes each time; packed rows are nearly full anyway.
         row_length=config.max_length if config.packing and config.acceleration.compile else None,
@@ -238,6 +240,7 @@ class _Run:
         )
         if self.config.merge is not None:
             model = self.loaded.model
+            separate_adapters(model)
             if self.spread.strategy.shards_weights:
                 self.spread.release()
                 model = load_tuned(self.config, self.prepared.model_directory)
@@ -355,9 +358,7 @@ class _Run:
             bf16=config.precision in ("bf16", "fp8"),
             fp16=config.precision == "fp16",  # with loss scaling
             use_cpu=on_cpu,
-            activation_checkpointing=config.acceleration.gradient_checkpointing
-            and not self.spread.checkpoints_activations,
-            activation_checkpointing_kwargs={"use_reentrant": False},
+            **recomputing(config, elsewhere=self.spread.checkpoints_activations),
             logging_strategy="steps",
             logging_steps=1,
             logging_nan_inf_filter=False,

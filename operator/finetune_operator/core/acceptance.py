@@ -48,6 +48,7 @@ def profile_of(
 
     Raises:
         Refused: ProfileNotFound. ``default`` is never missing: it then means the operator's own defaults.
+            AccelerationUnavailable where the job wants Unsloth and nobody has named an image with it.
     """
     if status.profile:
         return TrainingProfileSpec.model_validate_json(status.profile)
@@ -58,8 +59,21 @@ def profile_of(
             f"spec.scheduling.profile: there is no TrainingProfile {name!r}; create it, or leave the field out.",
         )
     profile = found or TrainingProfileSpec()
-    image = profile.image.model_copy(update={"repository": profile.image.repository or settings.trainer_image})
+    image = profile.image.model_copy(update={"repository": profile.image.repository or _image_of(job, settings)})
     return profile.model_copy(update={"image": image})
+
+
+def _image_of(job: FineTuneJob, settings: CoreSettings) -> str:
+    if not job.spec.acceleration.unsloth:
+        return settings.trainer_image
+    if not settings.unsloth_image:
+        raise Refused(
+            FailureReason.ACCELERATION_UNAVAILABLE,
+            "spec.acceleration.unsloth: this operator knows no image with Unsloth, which the default one leaves out "
+            "for its licence. Build trainer-unsloth and name it in the chart's trainer.unslothImage "
+            "(FINETUNE_UNSLOTH_IMAGE) or in a TrainingProfile's image (docs/unsloth.md), or leave unsloth false.",
+        )
+    return settings.unsloth_image
 
 
 def template_of(job: FineTuneJob, status: FineTuneJobStatus, found: dict[str, Any] | None) -> ChatTemplateSpec | None:

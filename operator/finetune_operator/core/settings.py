@@ -13,6 +13,8 @@ class CoreSettings:
     """Image of jobs whose profile names none."""
     progress_url: str
     """Base of the progress endpoint as pods reach it, such as ``https://finetune-operator.system.svc:8443``."""
+    unsloth_image: str = ""
+    """As ``trainer_image``, for jobs with ``acceleration.unsloth``; empty where there is none."""
     progress_interval: float = 10.0
     """Least time between two status writes for progress."""
     backoff_base: float = 10.0

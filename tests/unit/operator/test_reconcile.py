@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,6 +111,40 @@ def test_a_missing_profile_has_a_time_of_grace_and_then_ends_the_job() -> None:
     assert "'gold'" in over.status.failure.message
     assert state(over)["Accepted"] == "False"
     assert kinds(go(body, seconds=30, profile=TrainingProfileSpec())) != []
+
+
+class TestUnsloth:
+    """A job that wants it."""
+
+    body = job_body(acceleration={"unsloth": True}, distributed={"gpusPerNode": 1})
+    settings = replace(SETTINGS, unsloth_image="registry/trainer-unsloth:1")
+
+    @staticmethod
+    def image(decision: Decision) -> str:
+        job = next(item for item in decision.apply if item["kind"] == "Job")
+        image: str = job["spec"]["template"]["spec"]["containers"][0]["image"]
+        return image
+
+    def test_runs_the_image_that_has_it(self) -> None:
+        assert self.image(go(self.body, settings=self.settings)) == "registry/trainer-unsloth:1"
+        assert self.image(go(job_body(), settings=self.settings)) == "registry/trainer:1"
+
+    def test_runs_the_image_of_its_profile(self) -> None:
+        profile = TrainingProfileSpec.model_validate({"image": {"repository": "registry/own:1"}})
+        assert self.image(go(self.body, settings=self.settings, profile=profile)) == "registry/own:1"
+        assert self.image(go(self.body, profile=profile)) == "registry/own:1"
+
+    def test_is_refused_with_what_to_do_where_there_is_no_such_image(self) -> None:
+        decision = go(self.body)
+        assert decision.status.failure is not None
+        assert decision.status.failure.reason == "AccelerationUnavailable"
+        for named in ("spec.acceleration.unsloth", "trainer.unslothImage", "TrainingProfile", "docs/unsloth.md"):
+            assert named in decision.status.failure.message
+        assert kinds(decision) == []
+
+    def test_keeps_its_image_when_the_setting_goes(self) -> None:
+        body = later(self.body, go(self.body, settings=self.settings))
+        assert self.image(go(body)) == "registry/trainer-unsloth:1"
 
 
 class TestChatTemplate:

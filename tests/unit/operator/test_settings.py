@@ -26,6 +26,11 @@ def test_the_image_alone_has_to_be_said() -> None:
     )
 
 
+def test_an_image_with_unsloth_is_there_where_it_is_named() -> None:
+    assert not read_settings(NEEDED).core.unsloth_image
+    assert read_settings(NEEDED | {"FINETUNE_UNSLOTH_IMAGE": "registry/unsloth:1"}).core.unsloth_image.endswith(":1")
+
+
 def test_what_is_empty_is_not_set() -> None:
     assert read_settings(NEEDED | {"FINETUNE_WORKERS": " ", "FINETUNE_LOG_LEVEL": ""}).workers == 8
 

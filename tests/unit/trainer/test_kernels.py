@@ -150,9 +150,10 @@ def test_compiled_layers_say_the_same_and_keep_their_names(tmp_path: Path, tiny:
     assert set(model.state_dict()) == names
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["by peft", "fused"])
 @pytest.mark.parametrize("quantization", [None, {"bits": 4}], ids=["lora", "qlora"])
 def test_compiled_layers_that_are_recomputed_keep_their_inputs_alone(
-    tmp_path: Path, tiny: Path, quantization: Any
+    tmp_path: Path, tiny: Path, quantization: Any, fused: bool
 ) -> None:
     """torch 2.11 kept the outputs of 4-bit products, 40 GiB of an 8B model at 16,384 tokens."""
     kept: list[list[str]] = []
@@ -163,10 +164,10 @@ def test_compiled_layers_that_are_recomputed_keep_their_inputs_alone(
         kept.append([str(node) for node in results[1:] if getattr(node, "op", "placeholder") != "placeholder"])
         return forward, backward
 
-    config = configure(
-        tmp_path, tiny, quantization=quantization, precision="bf16", acceleration={"gradientCheckpointing": True}
-    )
+    wishes = {"gradientCheckpointing": True, "fusedAdapters": fused}
+    config = configure(tmp_path, tiny, quantization=quantization, precision="bf16", acceleration=wishes)
     model = load_model(config, tiny, CPU).model.train()
+    torch._dynamo.reset()
     model.activation_checkpointing_enable({"use_reentrant": False})
     as_is = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), partition_fn=partition)
     compile_layers(model, recomputed=True, backend=as_is)
