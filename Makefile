@@ -40,6 +40,10 @@ test-api: setup ## Against a real kube-apiserver
 test-e2e: setup ## On the embedded node: the chart installed, real pods training a real model
 	@hack/tiers run tests/e2e
 
+.PHONY: test-faults
+test-faults: setup ## Real faults on the embedded node: the operator, the API server and etcd taken away (a quarter of an hour)
+	@hack/tiers run tests/faults -o log_cli=true -o log_cli_level=INFO
+
 .PHONY: test-gpu
 test-gpu: setup ## On a CUDA GPU
 	@$(PY) -m pytest tests/gpu

@@ -37,6 +37,8 @@ Key = tuple[str, str]
 """Namespace and name of a FineTuneJob."""
 ENDED_PODS = 256
 """Jobs whose ended pods are remembered."""
+WRITE_TRIES = 10
+"""Tries to write one status while others write to the same object."""
 _SOON = 0.2
 logger = logging.getLogger(__name__)
 
@@ -234,7 +236,7 @@ class Reconciler:
         patch = status_patch(body.get("status") or {}, decision.status)
         written = None
         if patch is not None:
-            written = await self.cluster.patch_status(body, patch)
+            written = await self._patch(key, body, patch)
             self.metrics.status_writes.inc()
             self._own_versions[key] = written["metadata"]["resourceVersion"]
             self.saw_job(written)
@@ -243,6 +245,25 @@ class Reconciler:
                 del self._progress[key]
             self._progress_written[key] = time.monotonic()
         return written
+
+    async def _patch(self, key: Key, body: Body, patch: Body) -> Body:
+        """Write ``patch``, which was decided on ``body``. Whoever writes labels or annotations without pause would win
+        every race against a decision that takes a second; but nothing in it depends on those.
+
+        Raises:
+            ApiError: 409 where something changed that it does depend on.
+        """
+        for _ in range(WRITE_TRIES - 1):
+            try:
+                return await self.cluster.patch_status(body, patch)
+            except ApiError as error:
+                if error.status != CONFLICT:
+                    raise
+                now = await self.cluster.finetunejob(*key)
+                if now is None or _decided_on(now) != _decided_on(body):
+                    raise
+                body = now
+        return await self.cluster.patch_status(body, patch)
 
     async def _tell(self, body: Body, decision: Decision) -> None:
         for note in decision.notes:
@@ -273,6 +294,12 @@ class Reconciler:
     def _progress_due_in(self, key: Key) -> float:
         last = self._progress_written.get(key)
         return 0.0 if last is None else last + self.settings.progress_interval - time.monotonic()
+
+
+def _decided_on(body: Body) -> tuple[Any, ...]:
+    """What of a FineTuneJob a decision depends on, see :func:`finetune_operator.core.reconcile.decide`."""
+    meta = body["metadata"]
+    return (meta["uid"], meta.get("generation"), meta.get("deletionTimestamp"), body.get("spec"), body.get("status"))
 
 
 def _metadata(body: Body) -> Body:

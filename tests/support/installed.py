@@ -160,8 +160,9 @@ def _scale(kubectl: Kubectl, namespace: str, name: str, replicas: int) -> None:
 
 
 def operator_told(kubectl: Kubectl) -> str:
-    """The end of the operator's log."""
-    return kubectl.run("logs", "--namespace", NAMESPACE, f"deployment/{DEPLOYMENT}", "--tail=100")
+    """The end of the log of each replica; empty where there is none."""
+    selector = f"app.kubernetes.io/instance={RELEASE}"
+    return kubectl.run("logs", "--namespace", NAMESPACE, "--selector", selector, "--prefix", "--tail=100")
 
 
 def metrics(kubectl: Kubectl) -> str:

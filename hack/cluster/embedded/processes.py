@@ -111,7 +111,8 @@ class Processes:
 
 
 def end_processes(pids: Iterable[int], *, grace_seconds: float) -> None:
-    """SIGTERM to all, wait on the processes themselves, SIGKILL to what is left after ``grace_seconds``.
+    """SIGTERM to all, wait on the processes themselves, SIGKILL to what is left after ``grace_seconds``; at once
+    SIGKILL where these are 0.
 
     By descriptors, so that a pid that is given out anew meanwhile is never hit.
     """
@@ -122,6 +123,8 @@ def end_processes(pids: Iterable[int], *, grace_seconds: float) -> None:
                 handles.append(os.pidfd_open(pid))
                 stack.callback(os.close, handles[-1])
         for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
+            if not seconds:
+                continue
             for handle in handles:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(handle, number)

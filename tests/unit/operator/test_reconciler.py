@@ -10,7 +10,7 @@ from finetune_api.reports import ProgressReport
 from finetune_api.status import Progress
 from finetune_operator.cluster.errors import ApiError
 from finetune_operator.core.settings import CoreSettings
-from finetune_operator.reconciler import Reconciler
+from finetune_operator.reconciler import _SOON, Reconciler
 from operator_bodies import SETTINGS, batch_job, job_body, pod_of, report, terminated
 
 Body = dict[str, Any]
@@ -154,9 +154,10 @@ async def test_progress_survives_a_status_write_that_lost_to_another() -> None:
         if what == "patch status":
             cluster.before_effect = lambda _number, _what: None
             meta["resourceVersion"] = "777"
+            cluster.status["observedGeneration"] = 0
 
     cluster.before_effect = edit
-    assert await reconciler.reconcile(KEY) == pytest.approx(0.2)
+    assert await reconciler.reconcile(KEY) == _SOON
     assert "progress" not in cluster.status
     await reconciler.reconcile(KEY)
     assert cluster.status["progress"]["step"] == 5
@@ -254,3 +255,51 @@ async def test_an_operator_with_another_authority_publishes_it_for_pods_that_run
         await second.reconcile(KEY)
     published = [item["data"] for item in cluster.applied if item["kind"] == "ConfigMap" and "ca.crt" in item["data"]]
     assert published == [{"ca.crt": "PEM"}]
+
+
+def changed_before_each_write(cluster: FakeCluster, change: Any, times: int) -> None:
+    """Somebody else writes to the job just before each of the operator's first ``times`` writes of its status."""
+    left = times
+
+    def before(_number: int, what: str) -> None:
+        nonlocal left
+        if what == "patch status" and left:
+            left -= 1
+            assert cluster.body is not None
+            meta = cluster.body["metadata"]
+            meta["resourceVersion"] = str(int(meta["resourceVersion"]) + 1)
+            change(cluster.body, left)
+
+    cluster.before_effect = before
+
+
+async def test_somebody_who_annotates_without_pause_does_not_keep_the_status_from_being_written() -> None:
+    cluster, reconciler, _ = pair(job_body())
+
+    def annotate(body: Body, left: int) -> None:
+        body["metadata"].setdefault("annotations", {})["example.com/left"] = str(left)
+
+    changed_before_each_write(cluster, annotate, 9)
+    await reconciler.reconcile(KEY)
+    assert cluster.status["phase"] == "Preparing"
+    assert cluster.told("Preparing") == 1
+    assert cluster.body is not None
+    assert cluster.body["metadata"]["annotations"] == {"example.com/left": "0"}, "and theirs is kept"
+
+
+@pytest.mark.parametrize("what", ["spec", "status"])
+async def test_a_change_that_decisions_depend_on_is_decided_anew(what: str) -> None:
+    cluster, reconciler, _ = pair(job_body())
+
+    def edit(body: Body, _left: int) -> None:
+        if what == "spec":
+            body["spec"].setdefault("runPolicy", {})["suspend"] = True
+        else:
+            body["status"] = {"phase": "Failed", "observedGeneration": 1}
+
+    changed_before_each_write(cluster, edit, 1)
+    assert await reconciler.reconcile(KEY) == _SOON
+    assert (cluster.status_patches, cluster.notes) == ([], [])
+    await reconciler.reconcile(KEY)
+    assert cluster.status["phase"] == ("Pending" if what == "spec" else "Failed")
+    assert cluster.deleted == ["tune-prepare"], "whose Job was made before the write was lost"
