@@ -87,8 +87,19 @@ def of_job(job: Body, pods: list[Body], *, attempt: int) -> Failure:
     if first.retryable:
         # The ranks that lost a peer may notice sooner than its node is given up: the cluster's doing is the cause.
         disrupted = [pod for pod in failed if _condition_of(pod, "DisruptionTarget") is not None]
-        return of_pod(min(disrupted, key=_ended), attempt=attempt) if disrupted else first
+        if disrupted:
+            return of_pod(min(disrupted, key=_ended), attempt=attempt)
+        removed = _removed_first(failed)
+        return of_pod(removed, attempt=attempt) if removed else first
     return first
+
+
+def _removed_first(failed: list[Body]) -> Body | None:
+    """The pod that somebody deleted while all ranks ran; None where there is none. The Job's controller deletes pods
+    too, but only when one has failed: by then a rank has ended."""
+    first_end = min(_ended(pod) for pod in failed)
+    removed = [pod for pod in failed if is_deleted(pod) and _told_to_end(pod) < first_end]
+    return min(removed, key=_told_to_end) if removed else None
 
 
 def _follows(pod: Body) -> bool:
@@ -190,6 +201,13 @@ def _ended(pod: Body) -> float:
     terminated = container_state(pod, "terminated") or {}
     moment = times.parse(terminated.get("finishedAt") or pod.get("metadata", {}).get("deletionTimestamp"))
     return moment.timestamp() if moment else float("inf")
+
+
+def _told_to_end(pod: Body) -> float:
+    """When a pod that is being deleted was told to end (Unix time): its ``deletionTimestamp`` is when its grace ends."""
+    meta = pod["metadata"]
+    moment = times.parse(meta["deletionTimestamp"])
+    return moment.timestamp() - float(meta.get("deletionGracePeriodSeconds") or 0) if moment else float("inf")
 
 
 def _advise(reason: FailureReason, what: str) -> str:

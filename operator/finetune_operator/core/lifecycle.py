@@ -15,7 +15,7 @@ from finetune_api.failures import REASONS, FailureReason
 from finetune_api.status import Failure, FineTuneJobStatus, Phase
 
 from finetune_operator.core import times
-from finetune_operator.core.children import Body, container_state
+from finetune_operator.core.children import Body, container_state, is_deleted
 
 FINAL: tuple[Phase, ...] = ("Succeeded", "Failed")
 
@@ -54,7 +54,9 @@ def with_run_begun(status: FineTuneJobStatus, pods: Sequence[Body], now: datetim
     """An attempt runs from the moment at which the first of its ``pods`` started."""
     if status.running_since is not None:
         return status
-    states = [container_state(pod, "running") or container_state(pod, "terminated") for pod in pods]
+    # One that was told to end is of the time before a queue started the attempt again.
+    present = [pod for pod in pods if not is_deleted(pod)]
+    states = [container_state(pod, "running") or container_state(pod, "terminated") for pod in present]
     starts = [times.parse(state.get("startedAt")) or now for state in states if state is not None]
     return status.model_copy(update={"running_since": times.stamp(min(starts))}) if starts else status
 
