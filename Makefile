@@ -40,6 +40,10 @@ test-api: setup ## Against a real kube-apiserver
 test-e2e: setup ## On the embedded node: the chart installed, real pods training a real model
 	@hack/tiers run tests/e2e
 
+.PHONY: test-faults
+test-faults: setup ## What takes minutes to go wrong: lost nodes, evictions, time-outs, Kueue itself
+	@hack/tiers run tests/faults
+
 .PHONY: test-gpu
 test-gpu: setup ## On a CUDA GPU
 	@$(PY) -m pytest tests/gpu

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TIERS = ("unit", "api", "e2e", "gpu")
+TIERS = ("unit", "api", "e2e", "gpu", "faults")
 _NOT_RUN = pytest.StashKey[dict[str, tuple[int, str]]]()
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

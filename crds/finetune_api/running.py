@@ -81,8 +81,8 @@ class SchedulingSpec(ApiModel):
     priority_class_name: DnsName | None = None
     """PriorityClass of the pods."""
     queue_name: LabelName | None = None
-    """Kueue's LocalQueue, in the job's namespace: training starts when it admits it. A change moves an attempt that still
-    waits, and holds for later ones."""
+    """Kueue's LocalQueue, in the job's namespace: training starts when it admits it. A change moves an attempt that
+    still waits, and holds for later ones."""
     scheduler_name: DnsName | None = None
     """Scheduler of the pods, such as `volcano`."""
 

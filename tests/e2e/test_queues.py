@@ -43,9 +43,37 @@ def team(make_team: Callable[[str], Team], priority: str) -> Team:
 
 
 @pytest.fixture(scope="module")
+def hung(team: Team) -> str:
+    """The pod of the second rank, whose process is stopped as soon as the job has saved a checkpoint."""
+    team.until("hangs", has_saved, "running with a checkpoint")
+    (pod,) = [pod for pod in team.pods("hangs", names.TRAIN) if pod.startswith(f"{HANGS}-1")]
+    uid = team.core.read_namespaced_pod(pod, team.name).metadata.uid
+    signal_all(processes_of(uid, "finetune_trainer.worker"), signal.SIGSTOP)
+    team.edit("hangs", runPolicy={"stallTimeoutSeconds": 5})
+    return pod
+
+
+@pytest.fixture(scope="module")
 def queue(team: Team, api: client.ApiClient) -> Iterator[QueueStandIn]:
     with workloads_served(api):
         yield QueueStandIn(api, team.name)
+
+
+def test_a_rank_that_hangs_is_found_and_all_start_again_from_the_checkpoint(team: Team, hung: str) -> None:
+    """The others wait for it in vain and in silence: nobody but the operator can notice."""
+    stalled = team.until("hangs", lambda status: status.get("failure") is not None, "told that it stands still")
+    assert stalled["failure"]["reason"] == "Stalled"
+    assert "Nothing was heard of a step for" in stalled["failure"]["message"]
+    team.edit("hangs", runPolicy={"stallTimeoutSeconds": None})
+    status = team.until_phase("hangs", "Succeeded")
+    assert (status["attempt"], status["failedAttempts"]) == (2, 1)
+    pods = team.pods("hangs", names.TRAIN)
+    assert hung not in pods
+    again = sorted(pod for pod in pods if "-train-2-" in pod)
+    assert len(again) == 2
+    assert "going on from checkpoint-" in team.log(again[0])
+    assert status["progress"]["step"] == status["progress"]["totalSteps"]
+    assert team.events("hangs", until="Succeeded").count("Retrying") == 1
 
 
 def test_a_job_of_a_queue_starts_when_it_is_admitted_and_outlives_a_preemption(team: Team, queue: QueueStandIn) -> None:
@@ -71,26 +99,6 @@ def test_a_job_of_a_queue_starts_when_it_is_admitted_and_outlives_a_preemption(t
     told = team.events("queued", until="Succeeded")
     assert [reason for reason in told if reason in ("Started", "Requeued")] == ["Started", "Requeued", "Started"]
     _assert_each_step_was_done_once(team, "queued", status)
-
-
-def test_a_rank_that_hangs_is_found_and_all_start_again_from_the_checkpoint(team: Team) -> None:
-    """The others wait for it in vain and in silence: nobody but the operator can notice."""
-    saved = team.until("hangs", has_saved, "running with a checkpoint")
-    (second,) = [pod for pod in team.pods("hangs", names.TRAIN) if pod.startswith(f"{HANGS}-1")]
-    uid = team.core.read_namespaced_pod(second, team.name).metadata.uid
-    signal_all(processes_of(uid, "finetune_trainer.worker"), signal.SIGSTOP)
-    team.edit("hangs", runPolicy={"stallTimeoutSeconds": 5})
-    stalled = team.until("hangs", lambda status: status.get("failure") is not None, "told that it stands still")
-    assert stalled["failure"]["reason"] == "Stalled"
-    assert "Nothing was heard of a step for" in stalled["failure"]["message"]
-    team.edit("hangs", runPolicy={"stallTimeoutSeconds": None})
-    status = team.until_phase("hangs", "Succeeded")
-    assert (status["attempt"], status["failedAttempts"]) == (2, 1)
-    again = sorted(pod for pod in team.pods("hangs", names.TRAIN) if "-train-2-" in pod)
-    assert len(again) == 2
-    assert "going on from checkpoint-" in team.log(again[0])
-    assert status["progress"]["step"] > saved["checkpoint"]["step"]
-    assert team.events("hangs", until="Succeeded").count("Retrying") == 1
 
 
 def test_a_scheduler_that_is_not_there_is_named(team: Team) -> None:

@@ -70,7 +70,7 @@ class Cluster:
         return [event for events in found for event in events]
 
     async def workloads(self, namespace: str, job_uids: list[str]) -> list[Body] | None:
-        """Kueue's Workloads of these Jobs; none where Kueue is not installed, None where we may not read them. (list)"""
+        """Kueue's Workloads of these Jobs; none where there is no Kueue, None where we may not read them. (list)"""
         selector = f"{JOB_UID_LABEL} in ({','.join(job_uids)})"
         for version in KUEUE_VERSIONS:
             try:

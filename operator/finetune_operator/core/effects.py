@@ -170,7 +170,7 @@ class Effects:
 
     def pending(self, plan: Plan, job: Body, pods: list[Body], phase: Phase, message: str) -> None:
         """A Job is there and its pod may not run yet: say why, and end it when its time of grace is over."""
-        trouble = find_trouble(plan, job, pods, self.observed.events, self.settings, self.now)
+        trouble = find_trouble(plan, job, pods, self.observed.events, self.settings, now=self.now)
         if trouble is None:
             waits = not any(is_running(pod) for pod in pods)
             self.wait(phase, phase, message, LOOK_AGAIN if waits else None)
@@ -197,15 +197,15 @@ class Effects:
         return False
 
     def unless_stuck(self, reason: str, message: str) -> tuple[str, str]:
-        """``reason`` and ``message`` of a wait for pods that were told to end; others where one does not, long after its
-        time: nobody but a person knows what a pod on a lost node does, and it may still write."""
+        """``reason`` and ``message`` of a wait for pods that were told to end; others where one does not, long after
+        its time: nobody but a person knows what a pod on a lost node does, and it may still write."""
         pod = next((pod for pod in self.children.living() if is_overdue(pod, self.now)), None)
         if pod is None:
             return reason, message
         name, node = name_of(pod), pod.get("spec", {}).get("nodeName", "unknown")
         told = (
-            f"Pod {name} was to end by {pod['metadata']['deletionTimestamp']}, and its node {node} does not confirm it: "
-            "most likely the node is gone, and the pod may still write. Once it is certain that it runs no more, taint "
+            f"Pod {name} was to end by {pod['metadata']['deletionTimestamp']}, and node {node} does not confirm it. "
+            "Most likely the node is gone, and the pod may still write. Once it is certain that it runs no more, taint "
             f"the node node.kubernetes.io/out-of-service, or: kubectl delete pod {name} --force"
         )
         ready = next((found for found in self.before.conditions if found.type == "Ready"), None)

@@ -62,12 +62,12 @@ def wants_events(jobs: Sequence[Body], pods: Sequence[Body], now: datetime) -> l
 
 
 def find_trouble(
-    plan: Plan, job: Body, pods: Sequence[Body], events: Sequence[Body], settings: CoreSettings, now: datetime
+    plan: Plan, job: Body, pods: Sequence[Body], events: Sequence[Body], settings: CoreSettings, *, now: datetime
 ) -> Trouble | None:
     """Why ``job`` does not get on; None where nothing speaks against it."""
     for pod in pods:
         if _pending(pod):
-            trouble = _of_pod(plan, pod, events, settings, now)
+            trouble = _of_pod(plan, pod, events, settings, now=now)
             if trouble is not None:
                 return trouble
     if not any(_pending(pod) for pod in pods):
@@ -77,7 +77,7 @@ def find_trouble(
     return None
 
 
-def _of_pod(plan: Plan, pod: Body, events: Sequence[Body], settings: CoreSettings, now: datetime) -> Trouble | None:
+def _of_pod(plan: Plan, pod: Body, events: Sequence[Body], settings: CoreSettings, *, now: datetime) -> Trouble | None:
     since = _since(pod)
     unscheduled = pod_condition(pod, "PodScheduled", "False")
     if unscheduled is not None:

@@ -146,6 +146,11 @@ def test_a_rank_whose_pod_somebody_deleted_is_the_cause_of_all_that_follows() ->
     by_itself = [rank(0, 40, 14.0, told=12.0), rank(1, 1, 12.0, told=None)]
     told = failures.of_job(job, by_itself, attempt=1)
     assert (told.reason, told.rank) == ("TrainerCrash", 1)
+    hung = [rank(0, 24, 12.0, told=None), rank(1, 137, 42.0, told=12.0)]
+    told = failures.of_job(job, hung, attempt=1)
+    assert (told.reason, told.rank) == ("NCCLTimeout", 0), "killed when its grace was over, since another had given up"
+    by_force = [rank(0, 24, 10.0, told=None), rank(1, 137, 10.0, told=10.0)]
+    assert failures.of_job(job, by_force, attempt=1).reason == "PodDeleted"
     full = [rank(0, 20, 12.0, told=None), rank(1, 40, 14.0, told=10.0)]
     assert failures.of_job(job, full, attempt=1).reason == "VolumeFull", "no retry would mend it"
 

@@ -485,7 +485,7 @@ class TestAPodThatDoesNotEnd:
         assert (reason(patient, "Suspended"), told(patient)) == ("Suspending", [])
         stuck = go(later(body, patient), seconds=261, pods=[live_pod(ending=True)])
         assert (stuck.status.phase, reason(stuck), reason(stuck, "Suspended")) == ("Running", "PodStuck", "PodStuck")
-        assert "its node node-1 does not confirm it" in said(stuck)
+        assert "node node-1 does not confirm it" in said(stuck)
         assert "kubectl delete pod tune-train-1-0-abcde --force" in said(stuck)
         assert told(stuck) == ["PodStuck"]
         again = go(later(body, stuck), seconds=900, pods=[live_pod(ending=True)])
