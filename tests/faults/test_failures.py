@@ -1,4 +1,5 @@
-"""What takes minutes to go wrong: a full disk, a lost node, a rank that its peers give up, a pod that must make way."""
+"""What takes minutes to go wrong, or a fault in the pod itself: errors of the trainer's, a full disk, a lost node, a
+rank that its peers give up, a pod that must make way."""
 
 from __future__ import annotations
 
@@ -11,27 +12,70 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_pods import profiles, send_faults, with_fault
+from failing_jobs import Failing, assert_told
+from faulty_pods import profiles, send_broken_model, send_faults, with_fault
+from finetune_api.failures import FailureReason
 from finetune_cli.kubectl import Kubectl
 from finetune_operator.core import names
 from kubernetes import client
 from team import Team, condition, has_saved
 from tiny_jobs import long_job, tiny_job
 
+FAILING = (
+    Failing(
+        "out-of-gpu-memory",
+        {"scheduling__profile": "faults-cuda"},
+        FailureReason.CUDA_OUT_OF_MEMORY,
+        22,
+        ("the GPU is out of memory after step 1", "hyperparameters.microBatchSize", "Set acceleration."),
+        log="step 1/6",
+    ),
+    Failing(
+        "crashes",
+        {"scheduling__profile": "faults-crash"},
+        FailureReason.TRAINER_CRASH,
+        1,
+        ("RuntimeError: the test makes this step fail", "Read the log's last lines in status.failure.logTail"),
+        log="the test makes this step fail",
+    ),
+    Failing(
+        "diverges",
+        {"model__source": "pvc://model/broken"},
+        FailureReason.NON_FINITE_LOSS,
+        23,
+        ("the loss of step 1 is nan", "The step held rows", "Look at these, lower hyperparameters.learningRate"),
+        log="training diverged",
+    ),
+)
 URGENT = "faults-urgent"
 PATIENCE = 420
 """Seconds: a kubelet measures volumes once a minute, and a node is given up after about one."""
 
 
 @pytest.fixture(scope="module")
-def team(make_team: Callable[[str], Team], kubectl: Kubectl) -> Iterator[Team]:
+def team(
+    make_team: Callable[[str], Team],
+    operator: None,
+    kubectl: Kubectl,
+    model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Team]:
     """A namespace whose pods may fill 200 MiB of their node's disk."""
-    with profiles(kubectl, faults_hang=with_fault("hang")):
+    with profiles(kubectl, **{f"faults_{name}": with_fault(name) for name in ("cuda", "crash", "hang")}):
         team = make_team("e2e-faults-failures")
         limit = {"type": "Container", "default": {"ephemeral-storage": "200Mi"}}
         team.core.create_namespaced_limit_range(team.name, {"metadata": {"name": "disk"}, "spec": {"limits": [limit]}})
         send_faults(team)
+        send_broken_model(team, model, tmp_path_factory.mktemp("broken") / "model")
         yield team
+
+
+@pytest.fixture(scope="module")
+def failing(team: Team) -> Team:
+    """Jobs that fail by themselves, side by side."""
+    for case in FAILING:
+        team.start(case.manifest())
+    return team
 
 
 @pytest.fixture
@@ -41,6 +85,11 @@ def urgent(api: client.ApiClient) -> Iterator[str]:
     scheduling.create_priority_class({"metadata": {"name": URGENT}, "value": 1000})
     yield URGENT
     scheduling.delete_priority_class(URGENT)
+
+
+@pytest.mark.parametrize("case", FAILING, ids=lambda case: case.name)
+def test_is_told_where_people_look(failing: Team, case: Failing, kubectl: Kubectl) -> None:
+    assert_told(failing, case, kubectl)
 
 
 def test_a_pod_that_fills_its_nodes_disk_is_evicted_and_goes_on(team: Team) -> None:
