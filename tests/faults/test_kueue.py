@@ -36,31 +36,26 @@ def team(operator: None, make_team: Callable[[str], Team], kubectl: Kubectl, pri
 
 
 def test_a_job_of_higher_priority_takes_the_place_and_gives_it_back(team: Team, priority: str) -> None:
-    team.start(long_job("patient", 300, scheduling__queueName=kueue.QUEUE))
+    """It waits in a queue that is not there, and says so, until it is told to take another."""
+    team.start(long_job("patient", 1500, scheduling__queueName=kueue.QUEUE))
+    urgent = {"scheduling__queueName": "nowhere", "scheduling__priorityClassName": priority}
+    team.start(tiny_job("urgent", **urgent, resources__cpu="600m", evaluation={}))
+    team.until("urgent", _says("LocalQueue nowhere doesn't exist"), "told that its queue is not there")
+    assert team.pods("urgent", names.TRAIN) == []
     team.until("patient", has_saved, "running with a checkpoint")
     (first,) = team.pods("patient", names.TRAIN)
-    urgent = {"scheduling__queueName": kueue.QUEUE, "scheduling__priorityClassName": priority}
-    team.start(tiny_job("urgent", **urgent, resources__cpu="600m", evaluation={}))
+    merge: dict[str, Any] = {"queueName": kueue.QUEUE}
+    team.edit("urgent", scheduling=merge)
     waits = team.until_phase("patient", "Queued")
     assert "Preempted to accommodate a workload" in condition(waits, "Ready")["message"], team.told("patient")
     assert waits["checkpoint"]["step"] == waits["progress"]["step"]
-    assert team.until_phase("urgent", "Succeeded")["attempt"] == 1
+    moved = team.until_phase("urgent", "Succeeded")
+    assert (moved["attempt"], "failedAttempts" in moved) == (2, False)
     status = team.until_phase("patient", "Succeeded")
     assert team.phases("patient")[-5:] == ["Queued", "Running", "Queued", "Running", "Succeeded"]
     assert (status["attempt"], status.keys() & {"failedAttempts", "disruptions", "failure"}) == (1, set())
     (again,) = [pod for pod in team.pods("patient", names.TRAIN) if pod != first]
     assert f"going on from checkpoint-{waits['checkpoint']['step']}" in team.log(again)
-
-
-def test_a_job_of_a_queue_that_is_not_there_says_so_and_leaves_it_when_told(team: Team) -> None:
-    team.start(tiny_job("lost", scheduling__queueName="nowhere", resources__cpu="600m", evaluation={}))
-    status = team.until("lost", _says("LocalQueue nowhere doesn't exist"), "told that its queue is not there")
-    assert status["phase"] == "Queued"
-    assert team.pods("lost", names.TRAIN) == []
-    merge: dict[str, Any] = {"queueName": kueue.QUEUE}
-    team.edit("lost", scheduling=merge)
-    moved = team.until_phase("lost", "Succeeded")
-    assert (moved["attempt"], "failedAttempts" in moved) == (2, False)
 
 
 def _says(words: str) -> Callable[[dict[str, Any]], bool]:

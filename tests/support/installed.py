@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chart import CHART, ROOT, Body, HelmError, helm
-from finetune_cli.kubectl import Kubectl
+from finetune_cli.kubectl import Kubectl, KubectlError
 from team import RESTRICTED
 
 RELEASE, NAMESPACE = "e2e", "finetune-e2e"
@@ -160,8 +160,11 @@ def _scale(kubectl: Kubectl, namespace: str, name: str, replicas: int) -> None:
 
 
 def operator_told(kubectl: Kubectl) -> str:
-    """The end of the operator's log."""
-    return kubectl.run("logs", "--namespace", NAMESPACE, f"deployment/{DEPLOYMENT}", "--tail=100")
+    """The end of the operator's log; why there is none where that is so, since what asks explains another failure."""
+    try:
+        return kubectl.run("logs", "--namespace", NAMESPACE, f"deployment/{DEPLOYMENT}", "--tail=100")
+    except KubectlError as error:
+        return str(error)
 
 
 def metrics(kubectl: Kubectl) -> str:
