@@ -41,8 +41,8 @@ test-e2e: setup ## On the embedded node: the chart installed, real pods training
 	@hack/tiers run tests/e2e
 
 .PHONY: test-faults
-test-faults: setup ## What takes minutes to go wrong: lost nodes, evictions, time-outs, Kueue itself
-	@hack/tiers run tests/faults
+test-faults: setup ## Real faults on the embedded node: the operator, the API server and etcd taken away (a quarter of an hour)
+	@hack/tiers run tests/faults -o log_cli=true -o log_cli_level=INFO
 
 .PHONY: test-gpu
 test-gpu: setup ## On a CUDA GPU

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TIERS = ("unit", "api", "e2e", "gpu", "faults")
+TIERS = ("unit", "api", "e2e", "faults", "gpu")
+ON_DEMAND = {"faults": "it takes a quarter of an hour; make test-faults"}
+"""Tiers that run only where they are asked for by name, and why."""
 _NOT_RUN = pytest.StashKey[dict[str, tuple[int, str]]]()
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -39,8 +41,13 @@ def why_not(tier: str) -> str:
     return result.stdout.strip()
 
 
+def _asked_for(config: pytest.Config, tier: str) -> bool:
+    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    return any(path.is_relative_to(ROOT / "tests" / tier) for path in named)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    reasons: dict[str, str] = {}
+    reasons = {tier: reason for tier, reason in ON_DEMAND.items() if not _asked_for(config, tier)}
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
@@ -55,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     not_run = {
         tier: (sum(tier_of(item.path) == tier for item in left_out), reason)
         for tier, reason in reasons.items()
-        if reason
+        if reason and any(tier_of(item.path) == tier for item in left_out)
     }
     config.stash[_NOT_RUN] = not_run
     if left_out:

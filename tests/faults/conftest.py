@@ -1,5 +1,25 @@
-"""The embedded cluster with the chart installed; a namespace for each module of tests."""
+"""Tests that take parts of the embedded cluster away, each for a minute or more."""
 
-from cluster_fixtures import api, images, kubeconfig, kubectl, make_team, model, operator, pytest_runtest_makereport
+from __future__ import annotations
 
-__all__ = ["api", "images", "kubeconfig", "kubectl", "make_team", "model", "operator", "pytest_runtest_makereport"]
+from on_cluster import (
+    api,
+    images,
+    kubeconfig,
+    kubectl,
+    make_team,
+    model,
+    operator,
+    pytest_runtest_makereport,
+)
+
+__all__ = [
+    "api",
+    "images",
+    "kubeconfig",
+    "kubectl",
+    "make_team",
+    "model",
+    "operator",
+    "pytest_runtest_makereport",
+]

@@ -13,6 +13,7 @@ from kubernetes import client
 from team import Team, condition, has_saved
 from tiny_jobs import long_job, tiny_job
 
+pytestmark = pytest.mark.timeout(1800)  # Kueue is compiled first, where it was not yet
 PRIORITY = "e2e-urgent"
 
 

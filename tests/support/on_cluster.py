@@ -1,4 +1,7 @@
-"""The embedded cluster with the chart installed from real images; a namespace for each module of tests."""
+"""The embedded cluster with the chart installed from real images; a namespace for each module of tests.
+
+Fixtures of the tiers e2e and faults, whose conftest.py imports all of them.
+"""
 
 from __future__ import annotations
 
