@@ -7,21 +7,24 @@ import logging
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import kopf
 from aiohttp import web
 
 from finetune_operator import handlers, logs
-from finetune_operator.cluster.client import ApiClient
+from finetune_operator.cluster.client import ApiClient, Fenced
 from finetune_operator.cluster.errors import ApiError
 from finetune_operator.cluster.objects import Cluster
 from finetune_operator.core import names
+from finetune_operator.core.leases import Candidate
 from finetune_operator.health import Health
+from finetune_operator.leadership import Leadership
 from finetune_operator.progress import Authenticator, ProgressEndpoint
 from finetune_operator.reconciler import Reconciler
+from finetune_operator.relay import Relay
 from finetune_operator.settings import Settings, SettingsError, read_settings
 from finetune_operator.tls import TlsKeeper
 
@@ -50,11 +53,11 @@ class PartEndedError(RuntimeError):
 
 
 async def run(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT: stand by until no other operator acts, then act.
 
     Raises:
-        ApiError: the API server cannot be reached, or does not let us keep our certificate.
-        PartEndedError: a part of the operator ended by itself.
+        ApiError: there are no credentials, or the API server does not let us keep our certificate.
+        PartEndedError: a part of the operator ended by itself, or another operator acts by now.
     """
     stop = asyncio.Event()
     _stop_on_signals(stop)
@@ -73,39 +76,118 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
 
 async def _run(settings: Settings, api: ApiClient, stop: asyncio.Event) -> None:
     cluster = Cluster(api, settings.namespaces)
-    tls = TlsKeeper(cluster, namespace=settings.namespace, secret=settings.tls_secret, hosts=settings.hosts)
-    await tls.refresh()
-    reconciler = Reconciler(cluster, settings.core, authority=tls.authority)
+    candidate = Candidate(settings.identity, settings.lease_seconds, settings.address)
+    leadership = Leadership(cluster, candidate, namespace=settings.namespace, name=settings.lease, clock=api.now)
+    acting = Cluster(Fenced(api, leadership.check), settings.namespaces)
+    tls = TlsKeeper(
+        cluster, namespace=settings.namespace, secret=settings.tls_secret, hosts=settings.hosts, clock=api.now
+    )
+    reconciler = Reconciler(acting, settings.core, authority=tls.authority, clock=api.now)
+    reconciler.metrics.leader.set_function(lambda: leadership.leads)
     health = Health(api, reconciler.metrics)
-    endpoint = ProgressEndpoint(Authenticator(cluster), reconciler)
+    relay = Relay(address=lambda: leadership.leaders_address, authority=tls.authority, host=settings.host)
+    endpoint = ProgressEndpoint(Authenticator(cluster), reconciler, relay, leads=lambda: leadership.leads)
+    async with _served(health.application(), settings.metrics_port), _Parts(health, stop) as parts:
+        parts.start("the heartbeat", health.heartbeat(cluster))
+        if not await parts.until(_patiently(tls.refresh)):
+            return
+        async with _served(endpoint.application(), settings.progress_port, tls.context):
+            parts.start("the certificate's renewal", tls.keep())
+            if await parts.until(leadership.acquire(standing_by=health.ready)):
+                await _act(settings, parts, leadership=leadership, tls=tls, reconciler=reconciler, health=health)
+
+
+async def _act(
+    settings: Settings, parts: _Parts, *, leadership: Leadership, tls: TlsKeeper, reconciler: Reconciler, health: Health
+) -> None:
+    """The life of the replica that acts."""
     watches = Watches(settings, reconciler)
-    async with (
-        _served(health.application(), settings.metrics_port),
-        _served(endpoint.application(), settings.progress_port, tls.context),
-    ):
-        parts = {
-            "the workers": reconciler.queue.run(reconciler.reconcile, settings.workers),
-            "the resync": _resync(reconciler, settings.resync_seconds),
-            "the heartbeat": health.heartbeat(cluster),
-            "the certificate's renewal": tls.keep(),
-            "the look at the watches": watches.look_after(),
-        }
-        tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
-        watching = asyncio.create_task(watches.run(), name="the watches")
-        for task in (*tasks, watching):
-            health.watch(task.get_name(), lambda task=task: not task.done())  # type: ignore[misc]
-        ready = asyncio.create_task(_announce(watches, health, settings, stop))
-        try:
-            await _until_one_ends({*tasks, watching}, stop)
-        finally:
-            # The watches last: as it ends, kopf cancels every task that is younger than itself.
-            for task in (*tasks, ready):
-                task.cancel()
-            await asyncio.gather(*tasks, ready, return_exceptions=True)
+    watching: asyncio.Task[None] | None = None
+    try:
+        parts.start("the Lease", leadership.keep())
+        # Whoever acted before may have made another one; what we tell jobs' namespaces must be what we serve.
+        if not await parts.until(_patiently(tls.refresh)):
+            return
+        parts.start("the workers", reconciler.queue.run(reconciler.reconcile, settings.workers))
+        parts.start("the resync", _resync(reconciler, settings.resync_seconds))
+        parts.start("the look at the watches", watches.look_after())
+        watching = parts.start("the watches", watches.run())
+        if await parts.until(_announce(watches, health, settings, parts.stop)):
+            await parts.until(asyncio.Event().wait())
+    finally:
+        # The watches last: as it ends, kopf cancels every task that is younger than itself.
+        await parts.end(but=watching)
+        await leadership.give_up()
+        if watching is not None:
             watches.stop.set()
             await asyncio.gather(watching, return_exceptions=True)
 
 
+class _Parts:
+    """Tasks of which none may end before the operator does."""
+
+    def __init__(self, health: Health, stop: asyncio.Event) -> None:
+        self._health, self.stop = health, stop
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.end()
+
+    def start(self, name: str, part: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run ``part`` beside the others."""
+        task = asyncio.create_task(part, name=name)
+        self._tasks.append(task)
+        self._health.watch(name, lambda: not task.done())
+        return task
+
+    async def until(self, step: Coroutine[Any, Any, Any]) -> bool:
+        """Do ``step`` and say whether it was done; False where the operator is to stop instead.
+
+        Raises:
+            PartEndedError: a part ended by itself.
+            Exception: whatever ``step`` raises.
+        """
+        doing, stopping = asyncio.create_task(step), asyncio.create_task(self.stop.wait())
+        try:
+            done, _ = await asyncio.wait({*self._tasks, doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if self.stop.is_set():
+                logger.info("stopping")
+                return False
+            for task in done.intersection(self._tasks):
+                error = task.exception() if not task.cancelled() else None
+                raise PartEndedError(f"{task.get_name()} ended by itself: {error!r}") from error
+            await doing
+            return True
+        finally:
+            for task in (doing, stopping):
+                task.cancel()
+            await asyncio.gather(doing, stopping, return_exceptions=True)
+
+    async def end(self, *, but: asyncio.Task[Any] | None = None) -> None:
+        """Cancel all parts ``but`` one, and wait for their end."""
+        ending = [task for task in self._tasks if task is not but]
+        self._tasks = [but] if but else []
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
+
+async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
+    """Do ``step``, again and again while the API server is down: an operator that ends then starts later and later."""
+    while True:
+        try:
+            return await step()
+        except ApiError as error:
+            if not error.may_pass:
+                raise
+            logger.warning("the start waits for the API server: %s", error)
+        await asyncio.sleep(_START_AGAIN_SECONDS)
+
+
+_START_AGAIN_SECONDS = 2.0
 _IDENTITY: Any = names.MANAGER
 """Else kopf asks for the name of its user, and in a container there may be none. Nobody reads it: it has no peers."""
 
@@ -158,18 +240,6 @@ class Watches:
             await asyncio.sleep(self.look_seconds)
 
 
-async def _until_one_ends(tasks: set[asyncio.Task[None]], stop: asyncio.Event) -> None:
-    stopping = asyncio.create_task(stop.wait())
-    done, _ = await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if stop.is_set():
-        logger.info("stopping")
-        return
-    stopping.cancel()
-    for task in done - {stopping}:
-        error = task.exception() if not task.cancelled() else None
-        raise PartEndedError(f"{task.get_name()} ended by itself: {error!r}") from error
-
-
 async def _announce(watches: Watches, health: Health, settings: Settings, stop: asyncio.Event) -> None:
     await watches.ready.wait()
     _stop_on_signals(stop)  # kopf has put its own handlers in place of ours
@@ -187,9 +257,13 @@ async def _resync(reconciler: Reconciler, seconds: float) -> None:
             logger.warning("resync is put off: %s", error)
 
 
+_SERVED_SECONDS = 5.0
+"""For what is being answered when the operator stops."""
+
+
 @asynccontextmanager
 async def _served(app: web.Application, port: int, context: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SERVED_SECONDS)
     await runner.setup()
     try:
         await web.TCPSite(runner, port=port, ssl_context=context).start()

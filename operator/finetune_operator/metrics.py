@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -41,6 +41,9 @@ class Metrics:
         )
         self.expired = Counter(
             "finetune_expired_jobs", "Finished jobs deleted at the end of their time to live.", registry=self.registry
+        )
+        self.leader = Gauge(
+            "finetune_leader", "1 for the replica that acts, 0 for one that stands by.", registry=self.registry
         )
         self.progress_posts = Counter(
             "finetune_progress_posts", "Posts of progress, by HTTP status.", ["code"], registry=self.registry

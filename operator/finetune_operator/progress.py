@@ -11,7 +11,7 @@ speak for its own job and no other, and holds no right on the API.
 404   there is no such FineTuneJob
 413   the body is too large
 422   the body is neither a ProgressReport nor what transformers' KubeflowCallback posts
-503   the API server does not answer; come again
+503   the API server does not answer, or no replica acts just now; come again
 ====  ==========================================================================================
 """
 
@@ -24,6 +24,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ from finetune_operator.core.children import labels
 from finetune_operator.core.lifecycle import FINAL
 from finetune_operator.metrics import Metrics
 from finetune_operator.reconciler import Key, Known
+from finetune_operator.relay import Relay, RelayError
 
 MAX_BODY = 64 * 1024
 CACHE_SECONDS = 300.0
@@ -134,10 +136,11 @@ class Authenticator:
 
 
 class ProgressEndpoint:
-    """HTTP in front of a :class:`Sink`."""
+    """HTTP in front of a :class:`Sink`, or of the replica that acts."""
 
-    def __init__(self, authenticator: Authenticator, sink: Sink) -> None:
+    def __init__(self, authenticator: Authenticator, sink: Sink, relay: Relay, *, leads: Callable[[], bool]) -> None:
         self._authenticator, self._sink = authenticator, sink
+        self._relay, self._leads = relay, leads
 
     def application(self) -> web.Application:
         """The aiohttp application; TLS is the server's affair."""
@@ -146,9 +149,11 @@ class ProgressEndpoint:
         return app
 
     async def post(self, request: web.Request) -> web.Response:
-        """Take one report."""
+        """Take one report, or hand it on to the replica that acts."""
         key = (request.match_info["namespace"], request.match_info["name"])
         try:
+            if not self._leads():
+                return await self._hand_on(request)
             await self._take(request, key)
         except Denied as denied:
             return self._answer(denied.status, str(denied))
@@ -170,17 +175,28 @@ class ProgressEndpoint:
         if known.uid != pod.job_uid or pod.attempt < known.attempt or known.phase in FINAL:
             raise Denied(403, "the pod's attempt is over")
         try:
-            data = await request.read()
-        except web.HTTPRequestEntityTooLarge as error:
-            raise Denied(413, f"the body exceeds {MAX_BODY} bytes") from error
-        try:
-            self._sink.submit(key, parse_progress(data, attempt=pod.attempt))
+            self._sink.submit(key, parse_progress(await _body(request), attempt=pod.attempt))
         except BadBody as error:
             raise Denied(422, str(error)) from error
+
+    async def _hand_on(self, request: web.Request) -> web.Response:
+        try:
+            status, text = await self._relay.hand_on(request.path, request.headers, await _body(request))
+        except RelayError as error:
+            return self._answer(503, str(error))
+        self._sink.metrics.progress_posts.labels(code=str(status)).inc()
+        return web.Response(status=status, text=text, content_type="application/json")
 
     def _answer(self, status: int, message: str) -> web.Response:
         self._sink.metrics.progress_posts.labels(code=str(status)).inc()
         return web.json_response({"message": message}, status=status)
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise Denied(413, f"the body exceeds {MAX_BODY} bytes") from error
 
 
 def _expiry(token: str) -> float:

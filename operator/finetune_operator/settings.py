@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,14 @@ class Settings:
     progress_port: int = 8443
     metrics_port: int = 8080
     tls_secret: str = "finetune-operator-tls"  # noqa: S105 - a Secret's name
+    lease: str = "finetune-operator"
+    """Name of the Lease that says which replica acts, in the operator's own namespace."""
+    lease_seconds: int = 10
+    """How long the replica that acts may be away before another one does."""
+    identity: str = "finetune-operator"
+    """Of this process among the replicas."""
+    pod_ip: str = ""
+    """Where other replicas reach this one; empty where they cannot."""
     workers: int = 8
     """Jobs that are reconciled at a time."""
     resync_seconds: float = 300.0
@@ -40,9 +50,21 @@ class Settings:
     log_level: str = "INFO"
 
     @property
+    def host(self) -> str:
+        """Host of the progress endpoint as pods reach it."""
+        return urlsplit(self.core.progress_url).hostname or "localhost"
+
+    @property
+    def address(self) -> str | None:
+        """``host:port`` where other replicas reach this one's progress endpoint; None where they cannot."""
+        if not self.pod_ip:
+            return None
+        return f"[{self.pod_ip}]:{self.progress_port}" if ":" in self.pod_ip else f"{self.pod_ip}:{self.progress_port}"
+
+    @property
     def hosts(self) -> tuple[str, ...]:
         """Names and addresses that the server's certificate is for."""
-        host = urlsplit(self.core.progress_url).hostname or "localhost"
+        host = self.host
         short = [host.removesuffix(".svc")] if host.endswith(".svc") else []
         return tuple(dict.fromkeys([host, *short, f"{host}.cluster.local" if short else host, "localhost"]))
 
@@ -86,6 +108,11 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         progress_port=port,
         metrics_port=reader.whole("FINETUNE_METRICS_PORT", 8080, at_least=1, at_most=65535),
         tls_secret=reader.text("FINETUNE_TLS_SECRET", "finetune-operator-tls"),
+        lease=reader.text("FINETUNE_LEASE", "finetune-operator"),
+        lease_seconds=reader.whole("FINETUNE_LEASE_SECONDS", 10, at_least=3, at_most=3600),
+        # Without a pod's name, which no two processes have at a time, one of this process alone.
+        identity=reader.text("FINETUNE_POD_NAME", f"{socket.gethostname()}_{uuid.uuid4().hex[:12]}"),
+        pod_ip=reader.text("FINETUNE_POD_IP", ""),
         workers=reader.whole("FINETUNE_WORKERS", 8, at_least=1, at_most=1000),
         resync_seconds=reader.number("FINETUNE_RESYNC_SECONDS", 300, at_least=1),
         log_format="plain" if log_format == "plain" else "json",

@@ -7,6 +7,7 @@ import base64
 import logging
 import ssl
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from finetune_operator.cluster.objects import Cluster
 from finetune_operator.core import names
 from finetune_operator.core.certificates import KeyPair, ServerIdentity, renewed
 
-CHECK_SECONDS = 3600.0
+CHECK_SECONDS = 60.0
+"""Between two looks: what another replica has made anew is served here soon, too."""
 _KEYS = ("ca.crt", "ca.key", "tls.crt", "tls.key")
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,17 @@ logger = logging.getLogger(__name__)
 class TlsKeeper:
     """Holds the identity, and an SSL context that new connections find it in."""
 
-    def __init__(self, cluster: Cluster, *, namespace: str, secret: str, hosts: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        namespace: str,
+        secret: str,
+        hosts: tuple[str, ...],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._cluster, self._namespace, self._secret, self._hosts = cluster, namespace, secret, hosts
+        self._clock = clock
         self._identity: ServerIdentity | None = None
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -43,7 +54,7 @@ class TlsKeeper:
         for _ in range(5):
             found = await self._cluster.secret(self._namespace, self._secret)
             current = _identity_in(found) if found else None
-            identity = renewed(current, self._hosts, datetime.now(UTC))
+            identity = renewed(current, self._hosts, self._clock())
             if identity == current:
                 break
             try:
@@ -61,13 +72,13 @@ class TlsKeeper:
             self._identity = identity
 
     async def keep(self) -> None:
-        """Look every hour whether it is time to renew; until cancelled."""
+        """Look every minute whether it is time to renew, or another has; until cancelled."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             try:
                 await self.refresh()
             except ApiError as error:
-                logger.warning("the certificate is looked at again in an hour: %s", error)
+                logger.warning("the certificate is looked at again in a minute: %s", error)
 
     async def _store(self, found: dict[str, Any] | None, identity: ServerIdentity) -> None:
         values = (

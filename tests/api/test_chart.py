@@ -101,12 +101,14 @@ class TestValues:
     @pytest.mark.parametrize(
         ("values", "named"),
         [
-            ({"replicas": 2}, "replicas"),
+            ({"replicas": "two"}, "replicas"),
+            ({"replica": 2}, "replica"),
             ({"image": {"tga": "x"}}, "tga"),
             ({"image": {"digest": "sha256:beef"}}, "digest"),
             ({"trainer": {"image": {"repository": ""}}}, "repository"),
             ({"settings": {"logLevel": "LOUD"}}, "logLevel"),
             ({"settings": {"workers": 0}}, "workers"),
+            ({"settings": {"leaseSeconds": 2.5}}, "leaseSeconds"),
             ({"settings": {"progressUrl": "http://plain"}}, "progressUrl"),
             ({"watchNamespaces": ["Not_A_Name"]}, "watchNamespaces"),
             ({"watchNamespaces": "team"}, "watchNamespaces"),
@@ -140,10 +142,16 @@ def _same_keys(schema: Body, values: Body, path: str) -> None:
         _same_keys(part, values[name], f"{path}.{name}")
 
 
+POD = {"metadata.name": "tuner-finetune-operator-abc", "status.podIP": "10.0.0.7"}
+
+
 def environment(values: Body) -> dict[str, str]:
-    """The environment of the rendered operator's container."""
+    """The environment of the rendered operator's container, as the kubelet makes it for :data:`POD`."""
     (container,) = only(render(values), "Deployment")["spec"]["template"]["spec"]["containers"]
-    return {variable["name"]: variable["value"] for variable in container["env"]}
+    return {
+        variable["name"]: variable.get("value") or POD[variable["valueFrom"]["fieldRef"]["fieldPath"]]
+        for variable in container["env"]
+    }
 
 
 class TestSettings:
@@ -155,16 +163,20 @@ class TestSettings:
                 "FINETUNE_NAMESPACE": "finetune-system",
                 "FINETUNE_SERVICE": "tuner-finetune-operator",
                 "FINETUNE_TLS_SECRET": "tuner-finetune-operator-tls",
+                "FINETUNE_LEASE": "tuner-finetune-operator",
+                "FINETUNE_POD_NAME": POD["metadata.name"],
+                "FINETUNE_POD_IP": POD["status.podIP"],
             }
         )
         assert told == bare
+        assert told.address == "10.0.0.7:8443"
 
     def test_each_value_reaches_the_operator(self) -> None:
         told = read_settings(
             environment(
                 {
                     "settings": {
-                        "logFormat": "plain", "logLevel": "DEBUG", "workers": 3, "resyncSeconds": 4,
+                        "logFormat": "plain", "logLevel": "DEBUG", "workers": 3, "resyncSeconds": 4, "leaseSeconds": 30,
                         "progressUrl": "https://elsewhere:1", "progressIntervalSeconds": 0.5,
                         "backoffBaseSeconds": 5, "backoffCapSeconds": 6, "startGraceSeconds": 7,
                         "imagePullGraceSeconds": 8, "unschedulableTimeoutSeconds": 9,
@@ -181,7 +193,8 @@ class TestSettings:
         assert (core.backoff_base, core.backoff_cap, core.start_grace) == (5, 6, 7)
         assert (core.image_pull_grace, core.unschedulable_timeout) == (8, 9)
         assert (told.progress_port, told.metrics_port, told.namespaces) == (10, 11, ("a", "b"))
-        assert told.tls_secret == "short-tls"
+        assert (told.tls_secret, told.lease, told.lease_seconds) == ("short-tls", "short", 30)
+        assert (told.identity, told.address) == (POD["metadata.name"], "10.0.0.7:10")
 
     def test_the_progress_url_is_the_services(self) -> None:
         values = {"service": {"progressPort": 9443}}
@@ -223,6 +236,14 @@ class TestRights:
         holding = [role for role in roles if any("secrets" in rule["resources"] for rule in role["rules"])]
         assert [(role["kind"], role["metadata"]["namespace"]) for role in holding] == [("Role", "finetune-system")]
 
+    def test_are_for_one_lease_of_the_release_namespace(self) -> None:
+        (role,) = (role for role in of_kind(render(), "Role", "ClusterRole") if "leases" in json.dumps(role["rules"]))
+        assert (role["kind"], role["metadata"]["namespace"]) == ("Role", "finetune-system")
+        named, making = role["rules"]
+        assert (named["resourceNames"], named["verbs"]) == (["tuner-finetune-operator"], ["get", "update"])
+        assert making["verbs"] == ["create"]
+        assert environment({})["FINETUNE_LEASE"] == named["resourceNames"][0]
+
     def test_of_named_namespaces_are_bound_there_alone(self) -> None:
         bodies = render({"watchNamespaces": ["a", "b"], "rbac": {"aggregate": False}})
         (cluster_role,) = of_kind(bodies, "ClusterRole")
@@ -231,7 +252,7 @@ class TestRights:
             "trainingprofiles",
         }
         bindings = of_kind(bodies, "RoleBinding")
-        jobs = [binding for binding in bindings if not binding["roleRef"]["name"].endswith("-tls")]
+        jobs = [binding for binding in bindings if not binding["roleRef"]["name"].endswith(("-tls", "-lease"))]
         assert [binding["metadata"]["namespace"] for binding in jobs] == ["a", "b"]
 
     def test_can_be_left_to_somebody_else(self) -> None:
@@ -245,6 +266,32 @@ class TestRights:
         assert {verb for rule in to_view["rules"] for verb in rule["verbs"]} == {"get", "list", "watch"}
         assert "rbac.authorization.k8s.io/aggregate-to-view" not in to_edit["metadata"]["labels"]
         assert not any("trainingprofiles" in rule["resources"] for rule in to_edit["rules"])
+
+
+class TestReplicas:
+    @pytest.mark.parametrize("replicas", [1, 2, 3])
+    def test_are_replaced_one_by_one_and_never_fewer(self, replicas: int) -> None:
+        deployment = only(render({"replicas": replicas}), "Deployment")
+        assert deployment["spec"]["replicas"] == replicas
+        assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+    def test_are_spread_over_nodes_where_there_are_enough(self) -> None:
+        pod = only(render({"replicas": 2}), "Deployment")["spec"]["template"]
+        (spread,) = pod["spec"]["topologySpreadConstraints"]
+        assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+        assert spread["labelSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        assert "topologySpreadConstraints" not in only(render(), "Deployment")["spec"]["template"]["spec"]
+
+    def test_reach_each_other_through_the_network_policy(self) -> None:
+        bodies = render({"networkPolicy": {"enabled": True}})
+        progress, _ = only(bodies, "NetworkPolicy")["spec"]["ingress"]
+        labels = only(bodies, "Deployment")["spec"]["template"]["metadata"]["labels"]
+        within = [peer for peer in progress["from"] if "namespaceSelector" not in peer]
+        assert [peer["podSelector"]["matchLabels"].items() <= labels.items() for peer in within] == [True]
+
+    def test_are_drained_one_after_the_other(self) -> None:
+        budget = only(render({"podDisruptionBudget": {"enabled": True}}), "PodDisruptionBudget")
+        assert budget["spec"]["maxUnavailable"] == 1
 
 
 def test_a_profile_comes_after_its_kind() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import ssl
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,10 @@ from template_cases import chat_template
 GROUP, VERSION = "finetune.dev", "v1alpha1"
 ACCOUNT = "tuner-finetune-operator"
 SECRET = "tuner-finetune-operator-tls"
+TAKEN_OVER_WITHIN = 20
+"""Seconds until another replica acts."""
+OWN = {"tls_secret": SECRET, "lease": ACCOUNT}
+"""What the chart tells the operator of its own objects."""
 RIGHTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
 
 
@@ -91,6 +96,17 @@ class Team:
         body: Body = self._api.sanitize_for_serialization(told)
         return body
 
+    def deleted(self, job: str) -> None:
+        """See a Job deleted: by background deletion, the API server alone keeps it until a garbage collector comes."""
+        listing, selector = self.batch.list_namespaced_job, f"metadata.name={job}"
+        found = listing(self.name, field_selector=selector)
+        if any(one.metadata.deletion_timestamp is None for one in found.items):
+            seen = found.metadata.resource_version
+            stream = watch.Watch().stream(
+                listing, self.name, field_selector=selector, resource_version=seen, timeout_seconds=60
+            )
+            assert any(event["type"] == "DELETED" or event["object"].metadata.deletion_timestamp for event in stream)
+
     def complete(self, job: str) -> None:
         """Say of a Job what its controller says when all is done."""
         time = "2026-01-01T00:00:00Z"
@@ -150,7 +166,7 @@ def test_all_namespaces(api: client.ApiClient, install: Callable[..., Path]) -> 
     team = Team(api, "team-all")
     kubeconfig = install("tuner-all", team.name, {})
     core = client.CoreV1Api(api)
-    with running_operator(kubeconfig, "tuner-all", tls_secret=SECRET) as operator:
+    with running_operator(kubeconfig, "tuner-all", **OWN) as operator:
         operator.wait_for("ready: all namespaces")
         assert operator.get("/readyz") == "ok"
         assert core.read_namespaced_secret(SECRET, "tuner-all").data.keys() >= {"tls.crt"}
@@ -184,9 +200,7 @@ def _frees_what_a_failed_job_holds(team: Team) -> None:
     # No exit code of the trainer's own: its Job would try again, so it is for the operator to end it.
     team.pod_of(prepare, container({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, "Failed"))
     team.until("fails", lambda status: status.get("phase") == "Failed")
-    left = [job.metadata.name for job in team.batch.list_namespaced_job(team.name).items]
-    if prepare in left:  # background deletion: the API server alone keeps it until a garbage collector has come by
-        assert team.job(prepare)["metadata"]["deletionTimestamp"]
+    team.deleted(prepare)
 
 
 def _reads_events_of_a_pod_that_waits(team: Team) -> None:
@@ -205,6 +219,13 @@ def _reads_events_of_a_pod_that_waits(team: Team) -> None:
     team.until("waits", lambda status: "ConfigMap rows" in json.dumps(status))
 
 
+def _starts_to_train(team: Team, job: str) -> None:
+    team.start(job)
+    team.until(job, lambda status: status.get("phase") == "Preparing")
+    team.complete(names.prepare_job(job))
+    team.until(job, lambda status: status.get("phase") == "Queued")
+
+
 def _trains(team: Team, operator: OperatorProcess) -> None:
     team.complete(names.prepare_job("runs"))
     team.until("runs", lambda status: status.get("phase") == "Queued")
@@ -221,7 +242,7 @@ def _trains(team: Team, operator: OperatorProcess) -> None:
     team.expires("runs")
 
 
-def _post_progress(team: Team, operator: OperatorProcess, pod: Body, report: Body) -> Any:
+def _post_progress(team: Team, operator: OperatorProcess, pod: Body, report: Body, job: str = "runs") -> Any:
     """As the pod does: with a token that is bound to it, trusting the operator's authority."""
     meta = pod["metadata"]
     bound = {"kind": "Pod", "apiVersion": "v1", "name": meta["name"], "uid": meta["uid"]}
@@ -229,7 +250,7 @@ def _post_progress(team: Team, operator: OperatorProcess, pod: Body, report: Bod
     token = team.core.create_namespaced_service_account_token("default", team.name, asked).status.token
     authority = team.core.read_namespaced_config_map(names.CA_CONFIG_MAP, team.name).data[names.CA_KEY]
     request = urllib.request.Request(
-        f"https://localhost:{operator.progress_port}/v1/namespaces/{team.name}/finetunejobs/runs/progress",
+        f"https://localhost:{operator.progress_port}/v1/namespaces/{team.name}/finetunejobs/{job}/progress",
         data=json.dumps(report).encode(),
         headers={"Authorization": f"Bearer {token}"},
     )
@@ -244,7 +265,7 @@ def test_named_namespaces(api: client.ApiClient, install: Callable[..., Path]) -
     kubeconfig = install("tuner-one", team.name, {"watchNamespaces": [team.name]})
     core = client.CoreV1Api(api)
     core.create_namespaced_secret("tuner-one", {"metadata": {"name": SECRET}})
-    with running_operator(kubeconfig, "tuner-one", watch_namespaces=team.name, tls_secret=SECRET) as operator:
+    with running_operator(kubeconfig, "tuner-one", watch_namespaces=team.name, **OWN) as operator:
         operator.wait_for(f"ready: {team.name}")
         filled = core.read_namespaced_secret(SECRET, "tuner-one")
         assert filled.data.keys() >= {"ca.crt", "tls.key"}
@@ -252,6 +273,45 @@ def test_named_namespaces(api: client.ApiClient, install: Callable[..., Path]) -
         team.until("runs", lambda status: status.get("phase") == "Preparing")
         _trains(team, operator)
     _assert_nothing_was_refused(operator)
+
+
+def test_of_two_replicas_one_acts_and_when_it_is_killed_the_other_does(
+    api: client.ApiClient, install: Callable[..., Path]
+) -> None:
+    """What a pod posts to the one that stands by reaches the one that acts."""
+    team = Team(api, "team-two")
+    kubeconfig = install("tuner-two", team.name, {})
+    core, coordination = client.CoreV1Api(api), client.CoordinationV1Api(api)
+    # The name of the progress endpoint is that of one of them alone; the certificate is for localhost in both.
+    replicas = [{"pod_name": name, "pod_ip": "127.0.0.1", **OWN} for name in ("first", "second")]
+    with running_operator(kubeconfig, "tuner-two", **replicas[0]) as first:
+        first.wait_for("ready: all namespaces")
+        with running_operator(kubeconfig, "tuner-two", **replicas[1]) as second:
+            second.wait_for("standing by: first acts")
+            assert second.get("/readyz") == "ok"
+            assert ["finetune_leader 1.0" in one.get("/metrics") for one in (first, second)] == [True, False]
+            _starts_to_train(team, "before")
+            pod = team.pod_of(names.train_job("before", 1), RUNNING)
+            team.until("before", lambda status: status.get("phase") == "Running")
+            report = {"version": 1, "attempt": 1, "progress": {"step": 3, "totalSteps": 9}}
+            assert _post_progress(team, second, pod, report, job="before") == {"message": "taken"}
+            team.until("before", lambda status: (status.get("progress") or {}).get("step") == 3)
+
+            first.process.kill()
+            killed = time.monotonic()
+            team.start("between")
+            team.until("between", lambda status: status.get("phase") == "Preparing", seconds=30)
+            assert time.monotonic() - killed < TAKEN_OVER_WITHIN
+            assert coordination.read_namespaced_lease(ACCOUNT, "tuner-two").spec.holder_identity == "second"
+            report["progress"]["step"] = 4
+            assert _post_progress(team, second, pod, report, job="before") == {"message": "taken"}
+            team.until("before", lambda status: (status.get("progress") or {}).get("step") == 4)
+            found = sorted(job.metadata.name for job in team.batch.list_namespaced_job(team.name).items)
+            assert found == [names.prepare_job("before"), names.train_job("before", 1), names.prepare_job("between")]
+    _assert_nothing_was_refused(first)
+    _assert_nothing_was_refused(second)
+    assert core.read_namespaced_secret(SECRET, "tuner-two").data.keys() >= {"tls.crt"}
+    assert not coordination.read_namespaced_lease(ACCOUNT, "tuner-two").spec.holder_identity, "given up at its end"
 
 
 def _assert_nothing_was_refused(operator: OperatorProcess) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,19 +54,28 @@ class OperatorProcess:
 
 
 @contextlib.contextmanager
-def running_operator(kubeconfig: Path, namespace: str, **settings: str) -> Iterator[OperatorProcess]:
+def running_operator(
+    kubeconfig: Path,
+    namespace: str,
+    *,
+    clock: Mapping[str, str] | None = None,
+    progress_host: str = "localhost",
+    **settings: str,
+) -> Iterator[OperatorProcess]:
     """Run the operator for the length of the block.
 
     Args:
         kubeconfig: whose rights it has.
         namespace: the namespace that it counts as its own.
+        clock: variables that give it another clock, as of :func:`another_clock.minutes_ahead`.
+        progress_host: where pods reach it.
         settings: further variables, such as ``watch_namespaces`` for FINETUNE_WATCH_NAMESPACES.
     """
     metrics_port, progress_port = free_ports(2)
     variables = {
         "namespace": namespace,
         "trainer_image": "registry/trainer:1",
-        "progress_url": f"https://localhost:{progress_port}",
+        "progress_url": f"https://{progress_host}:{progress_port}",
         "progress_port": str(progress_port),
         "metrics_port": str(metrics_port),
         "log_format": "plain",
@@ -78,7 +87,7 @@ def running_operator(kubeconfig: Path, namespace: str, **settings: str) -> Itera
     environment = kept | {f"FINETUNE_{name.upper()}": value for name, value in variables.items()}
     process = subprocess.Popen(
         [sys.executable, "-m", "finetune_operator"],
-        env={**environment, "KUBECONFIG": str(kubeconfig)},
+        env={**environment, **(clock or {}), "KUBECONFIG": str(kubeconfig)},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -81,6 +81,12 @@ class Team:
         merge = {"_content_type": "application/merge-patch+json"}
         self.custom.patch_namespaced_custom_object(GROUP, VERSION, self.name, PLURAL, job, {"spec": spec}, **merge)
 
+    def annotate(self, job: str, annotations: dict[str, str]) -> None:
+        """Merge ``annotations`` into a FineTuneJob's."""
+        merge = {"_content_type": "application/merge-patch+json"}
+        body = {"metadata": {"annotations": annotations}}
+        self.custom.patch_namespaced_custom_object(GROUP, VERSION, self.name, PLURAL, job, body, **merge)
+
     def evict(self, *pods: str) -> None:
         """Take pods away as ``kubectl drain`` does."""
         for pod in pods:

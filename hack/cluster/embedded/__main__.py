@@ -1,4 +1,4 @@
-"""``hack/cluster/cluster build | up | down | status | kubeconfig | logs``."""
+"""``hack/cluster/cluster build | up | down | status | kubeconfig | logs | stop | start``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedded import build, node, teardown
-from embedded.control_plane import start_control_plane
-from embedded.health import healthy, ill, parts, wait_until_healthy
+from embedded.control_plane import restart_part, start_control_plane
+from embedded.health import CONTROL_PLANE, healthy, ill, parts, wait_until_healthy
 from embedded.layout import NODE_NAME, Layout, default_state_dir, free_network, pod_networks, service_networks
 from embedded.pki import make_pki
 from embedded.processes import ClusterError, Processes
@@ -35,7 +35,12 @@ def main() -> int:
     which.add_argument("program")
     logs = commands.add_parser("logs", help="print the end of a part's log, or of all")
     logs.add_argument("part", nargs="?")
-    for command in (up, down, status, kubeconfig, logs):
+    stop = commands.add_parser("stop", help="stop one part of the control plane, as a fault would")
+    stop.add_argument("--kill", action="store_true", help="give it no time")
+    start = commands.add_parser("start", help="start it again")
+    for command in (stop, start):
+        command.add_argument("part", choices=CONTROL_PLANE)
+    for command in (up, down, status, kubeconfig, logs, stop, start):
         command.add_argument("--dir", type=Path, default=None, help="state directory")
     arguments = parser.parse_args()
     try:
@@ -75,6 +80,13 @@ def _run(arguments: argparse.Namespace) -> int:
         for name, verdict in verdicts.items():
             print(f"{name:24} {verdict or 'ready'}")
         return 1 if any(verdicts.values()) else 0
+    elif arguments.command == "stop":
+        with _locked(state):
+            processes.stop(arguments.part, grace_seconds=0 if arguments.kill else 15)
+    elif arguments.command == "start":
+        with _locked(state):
+            if processes.pid(arguments.part) is None:
+                restart_part(layout, processes, arguments.part)
     elif arguments.command == "kubeconfig":
         print(layout.kubeconfig)
     elif arguments.command == "logs":

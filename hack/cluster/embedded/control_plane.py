@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedded.build import program
-from embedded.health import api_ready
+from embedded.health import api_ready, ill
 from embedded.layout import Layout
 from embedded.processes import Processes
 
@@ -105,3 +105,9 @@ def _start_controllers(layout: Layout, processes: Processes) -> None:
                 *extra,
             ],
         )
+
+
+def restart_part(layout: Layout, processes: Processes, name: str) -> None:
+    """Start ``name`` (etcd or kube-apiserver) again after it was stopped, and wait until it is well."""
+    {"etcd": _start_etcd, "kube-apiserver": _start_api_server}[name](layout, processes)
+    processes.wait_for(name, lambda: ill(layout, processes, name) is None, seconds=60)

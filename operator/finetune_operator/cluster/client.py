@@ -7,8 +7,12 @@ of Kubernetes and drop the fields of a newer one. Authentication, TLS and connec
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -24,6 +28,7 @@ MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 REQUEST_SECONDS = 20.0
 PAGE = 500
+logger = logging.getLogger(__name__)
 _config: Any = config
 """The library's loaders carry no types."""
 
@@ -33,6 +38,7 @@ _PATHS = {
     ("v1", "Service"): ("api/v1", "services"),
     ("v1", "Secret"): ("api/v1", "secrets"),
     ("batch/v1", "Job"): ("apis/batch/v1", "jobs"),
+    ("coordination.k8s.io/v1", "Lease"): ("apis/coordination.k8s.io/v1", "leases"),
 }
 
 
@@ -50,11 +56,16 @@ def object_path(body: Body, *, collection: bool = False) -> str:
 
 
 class ApiClient:
-    """Requests with time-outs, and when the API server last answered."""
+    """Requests with time-outs, when the API server last answered, and what time it is by its clock."""
 
     def __init__(self, api: Any) -> None:
         self._api = api
         self.last_contact = time.monotonic()
+        self._clock = ServerClock()
+
+    def now(self) -> datetime:
+        """The time by the API server's clock: times within objects are its own, and ours may be wrong."""
+        return self._clock.now()
 
     @classmethod
     async def connect(cls) -> Self:
@@ -104,6 +115,7 @@ class ApiClient:
             body=body,
             auth_settings=["BearerToken"],
         )
+        asked = datetime.now(UTC)
         try:
             response = await self._api.call_api(*parameters, _request_timeout=timeout)
             data = await response.read()
@@ -113,6 +125,7 @@ class ApiClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, f"no answer: {error!r}", what=what) from error
         self.last_contact = time.monotonic()
+        self._clock.heard(response.headers.get("Date"), asked, datetime.now(UTC))
         if response.status >= 400:
             raise ApiError(response.status, _message(data, response.reason), what=what)
         parsed: Body = json.loads(data) if data else {}
@@ -129,6 +142,51 @@ class ApiClient:
             if not token:
                 return items
             following["continue"] = token
+
+
+class Fenced(ApiClient):
+    """An :class:`ApiClient` that reads as before and asks ``check`` before it writes; what that raises goes through."""
+
+    def __init__(self, whole: ApiClient, check: Callable[[], None]) -> None:
+        self._whole, self._check = whole, check
+
+    def now(self) -> datetime:
+        """As of the whole client."""
+        return self._whole.now()
+
+    async def request(self, method: str, path: str, **options: Any) -> Body:
+        """As of the whole client, where it may."""
+        if method != "GET":
+            self._check()
+        return await self._whole.request(method, path, **options)
+
+
+class ServerClock:
+    """The API server's clock, as far as the ``Date`` of its answers tells (whole seconds)."""
+
+    slack = timedelta(seconds=2)
+    """Differences that are rounding, or the time that an answer takes."""
+
+    def __init__(self) -> None:
+        self._ahead = timedelta(0)
+
+    def now(self) -> datetime:
+        """The time there."""
+        return datetime.now(UTC) + self._ahead
+
+    def heard(self, date: str | None, asked: datetime, answered: datetime) -> None:
+        """An answer of the server's ``date`` came at ``answered`` to what was asked at ``asked``, by our clock."""
+        try:
+            told = parsedate_to_datetime(date or "")
+        except ValueError:
+            return
+        # Written between the two, and cut to the second.
+        earliest, latest = told - answered, told + timedelta(seconds=1) - asked
+        if not earliest - self.slack <= self._ahead <= latest + self.slack:
+            self._ahead = (earliest + latest) / 2
+            if abs(self._ahead) <= self.slack:
+                self._ahead = timedelta(0)
+            logger.warning("this clock is %+.0f s off the API server's, which counts", -self._ahead.total_seconds())
 
 
 def _message(data: bytes | str | None, reason: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NOT_FOUND, CONFLICT, FORBIDDEN, UNPROCESSABLE = 404, 409, 403, 422
+NOT_FOUND, CONFLICT, FORBIDDEN, UNPROCESSABLE, TOO_MANY = 404, 409, 403, 422, 429
 
 
 class ApiError(Exception):
@@ -12,3 +12,8 @@ class ApiError(Exception):
         super().__init__(f"{what}: {f'{status} ' if status else ''}{message}")
         self.status = status
         self.message = message
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the API server is down or too busy, rather than against it."""
+        return self.status in (0, TOO_MANY) or self.status >= 500

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.base import API_VERSION, GROUP, VERSION
@@ -14,6 +13,7 @@ from finetune_operator.cluster.errors import CONFLICT, FORBIDDEN, NOT_FOUND, Api
 from finetune_operator.core import names
 from finetune_operator.core.decision import Note
 from finetune_operator.core.queueing import JOB_UID_LABEL
+from finetune_operator.core.times import stamp
 
 Body = dict[str, Any]
 OURS = f"apis/{GROUP}/{VERSION}"
@@ -169,7 +169,7 @@ class Cluster:
     async def tell(self, body: Body, note: Note) -> None:
         """Post an event of the FineTuneJob ``body``. (create events)"""
         meta = body["metadata"]
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = stamp(self.api.now())
         event = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -210,6 +210,10 @@ class Cluster:
     async def secret(self, namespace: str, name: str) -> Body | None:
         """One Secret of the operator's own namespace. (get)"""
         return await self._get(path_of("api/v1", "secrets", namespace, name))
+
+    async def lease(self, namespace: str, name: str) -> Body | None:
+        """A Lease of the operator's own namespace. (get)"""
+        return await self._get(path_of("apis/coordination.k8s.io/v1", "leases", namespace, name))
 
     async def create(self, body: Body) -> Body:
         """Create ``body``. (create)"""

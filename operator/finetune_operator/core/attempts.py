@@ -27,6 +27,7 @@ from finetune_operator.core.effects import CLEARING, LOOK_AGAIN, Effects
 from finetune_operator.core.plan import Plan
 from finetune_operator.core.queueing import is_held, is_moved, why_held
 from finetune_operator.core.settings import retry_delay
+from finetune_operator.core.waiting import find_trouble
 
 R = FailureReason
 _SAVING = "The running time is over; training is told to end and saves a checkpoint first."
@@ -121,6 +122,11 @@ class Attempts(Effects):
             self.stalled(job, attempt)
             return
         left = min((seconds for seconds in (left, patience) if seconds is not None), default=None)
+        trouble = find_trouble(plan, job, pods, self.observed.events, self.settings, now=self.now)
+        if self.restores(plan, trouble, "Running"):
+            return  # its pod was replaced, as a queue does
+        if not begun:
+            self.come_again(LOOK_AGAIN)
         ending = next((pod for pod in pods if is_deleted(pod) and container_state(pod, "terminated") is None), None)
         if ending is not None:  # perhaps for long: nobody knows what a pod on a lost node does, and it may still write
             said = f"A pod is told to end. {failures.cluster_said(ending)}"

@@ -171,6 +171,8 @@ class Effects:
     def pending(self, plan: Plan, job: Body, pods: list[Body], phase: Phase, message: str) -> None:
         """A Job is there and its pod may not run yet: say why, and end it when its time of grace is over."""
         trouble = find_trouble(plan, job, pods, self.observed.events, self.settings, now=self.now)
+        if self.restores(plan, trouble, phase):
+            return
         if trouble is None:
             waits = not any(is_running(pod) for pod in pods)
             self.wait(phase, phase, message, LOOK_AGAIN if waits else None)
@@ -180,6 +182,16 @@ class Effects:
             self.fail(failures.failure(trouble.reason, trouble.message, attempt=attempt))
             return
         self.bear(trouble, phase)
+
+    def restores(self, plan: Plan, trouble: Trouble | None, phase: Phase) -> bool:
+        """Whether a pod waits for a ConfigMap that we made and somebody deleted; then it is made anew."""
+        if trouble is None or trouble.config_map not in (self.config_name(plan), names.CA_CONFIG_MAP):
+            return False
+        # The events go on saying so until the kubelet tries anew; to apply it once more changes nothing.
+        self.apply_shared(plan)
+        said = f"The ConfigMap {trouble.config_map} was deleted; it is made anew, and the pod waits to see it."
+        self.wait(phase, "Restoring", said, LOOK_AGAIN)
+        return True
 
     def blocked(self, body: Body) -> bool:
         """Whether ``body`` must wait: for a Job that an earlier FineTuneJob of this name left, or for a pod of the

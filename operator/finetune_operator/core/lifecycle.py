@@ -51,13 +51,19 @@ def quiet_seconds(status: FineTuneJobStatus, now: datetime) -> float:
 
 
 def with_run_begun(status: FineTuneJobStatus, pods: Sequence[Body], now: datetime) -> FineTuneJobStatus:
-    """An attempt runs from the moment at which the first of its ``pods`` started."""
+    """An attempt runs from the moment at which the first of its ``pods`` started. That is by the clock of its node,
+    which may be wrong: no pod started before it was made, nor later than now."""
     if status.running_since is not None:
         return status
-    # One that was told to end is of the time before a queue started the attempt again.
-    present = [pod for pod in pods if not is_deleted(pod)]
-    states = [container_state(pod, "running") or container_state(pod, "terminated") for pod in present]
-    starts = [times.parse(state.get("startedAt")) or now for state in states if state is not None]
+    starts = []
+    for pod in pods:
+        if is_deleted(pod):
+            continue  # of the time before a queue started the attempt again
+        state = container_state(pod, "running") or container_state(pod, "terminated")
+        if state is not None:
+            started = times.parse(state.get("startedAt")) or now
+            made = times.parse(pod["metadata"].get("creationTimestamp")) or started
+            starts.append(min(max(started, made), now))
     return status.model_copy(update={"running_since": times.stamp(min(starts))}) if starts else status
 
 

@@ -38,6 +38,8 @@ class Trouble:
     reason: FailureReason
     message: str
     deadline: datetime | None
+    config_map: str = ""
+    """Name of the ConfigMap that does not exist, where that is why."""
 
 
 def wants_events(jobs: Sequence[Body], pods: Sequence[Body], now: datetime) -> list[str]:
@@ -141,7 +143,7 @@ def _unconfigured(plan: Plan, said: str, deadline: datetime | None) -> Trouble:
         name = found.group(1)
         field = _field_of_uri(plan, f"configmap://{name}/")
         message = f"The ConfigMap {name} that {field} names does not exist; create it."
-        return Trouble(R.CONFIG_MAP_NOT_FOUND, message, deadline)
+        return Trouble(R.CONFIG_MAP_NOT_FOUND, message, deadline, config_map=name)
     if found := _MISSING_KEY.search(said):
         key = found.group(1)
         mount = next((m for m in plan.config_maps if m.key == key), None)

@@ -291,6 +291,16 @@ def test_the_running_time_begins_with_the_trainer_and_ends_with_its_job() -> Non
     assert run_of(failed) == (60, None)
 
 
+@pytest.mark.parametrize(("node", "counted"), [(-300, 0), (300, 80)], ids=["behind", "ahead"])
+def test_a_node_whose_clock_is_minutes_off_adds_no_minutes(node: float, counted: float) -> None:
+    """Its kubelet says that the trainer started before its pod was made, or later than now."""
+    body = with_policy(queued(), activeDeadlineSeconds=120)
+    pod = pod_of(batch_job(), phase="Running", state={"running": {"startedAt": stamp(at(50 + node))}})
+    begun = go(body, seconds=80, jobs=[batch_job()], pods=[pod])
+    assert run_of(begun) == (None, stamp(at(counted)))
+    assert begun.status.phase == "Running"
+
+
 def test_an_attempt_that_came_and_went_while_nobody_looked_is_counted() -> None:
     observed = failed_attempt(at_second=90)
     observed["pods"][0]["status"]["containerStatuses"][0]["state"]["terminated"]["startedAt"] = stamp(at(60))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,67 +9,15 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from finetune_api.reports import ProgressReport
-from finetune_operator.cluster.errors import ApiError
 from finetune_operator.core import names
-from finetune_operator.metrics import Metrics
 from finetune_operator.progress import MAX_BODY, Authenticator, ProgressEndpoint
-from finetune_operator.reconciler import Key, Known
-from operator_bodies import UID, batch_job, pod_of
+from finetune_operator.reconciler import Known
+from finetune_operator.relay import Relay
+from operator_bodies import UID
+from progress_posts import BODY, PATH, ApiServer, Sink, jwt
 
-PATH = "/v1/namespaces/team/finetunejobs/tune/progress"
-BODY = {"attempt": 2, "progress": {"step": 1, "totalSteps": 10}}
 Post = Callable[..., Awaitable[int]]
-
-
-def jwt(expires: float | None = None) -> str:
-    claims = {"exp": time.time() + 3600 if expires is None else expires}
-    payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
-    return f"e30.{payload}.c2ln"
-
-
-class ApiServer:
-    """What the API server says of tokens and pods."""
-
-    def __init__(self) -> None:
-        self.pod_body: dict[str, Any] | None = pod_of(batch_job(attempt=2))
-        self.review: dict[str, Any] = {
-            "authenticated": True,
-            "audiences": ["finetune-operator"],
-            "user": {
-                "username": "system:serviceaccount:team:default",
-                "extra": {
-                    "authentication.kubernetes.io/pod-name": ["tune-train-2-0-abcde"],
-                    "authentication.kubernetes.io/pod-uid": ["pod-tune-train-2"],
-                },
-            },
-        }
-        self.reviews = 0
-        self.down = False
-
-    async def review_token(self, _token: str) -> dict[str, Any]:
-        self.reviews += 1
-        if self.down:
-            raise ApiError(0, "no answer", what="tokenreviews")
-        return self.review
-
-    async def pod(self, namespace: str, name: str) -> dict[str, Any] | None:
-        pod = self.pod_body
-        found = pod and (pod["metadata"]["namespace"], pod["metadata"]["name"]) == (namespace, name)
-        return pod if found else None
-
-
-class Sink:
-    def __init__(self) -> None:
-        self.metrics = Metrics(lambda: ())
-        self.jobs: dict[Key, Known] = {("team", "tune"): Known(UID, "Running", 2)}
-        self.taken: list[tuple[Key, ProgressReport]] = []
-
-    async def job_known(self, key: Key) -> Known | None:
-        return self.jobs.get(key)
-
-    def submit(self, key: Key, report: ProgressReport) -> None:
-        self.taken.append((key, report))
+NOWHERE = Relay(address=lambda: None, authority=lambda: None, host="localhost")
 
 
 @pytest.fixture
@@ -85,7 +32,7 @@ def sink() -> Sink:
 
 @pytest.fixture
 async def post(server: ApiServer, sink: Sink) -> AsyncIterator[Post]:
-    application = ProgressEndpoint(Authenticator(server), sink).application()
+    application = ProgressEndpoint(Authenticator(server), sink, NOWHERE, leads=lambda: True).application()
     async with TestClient(TestServer(application)) as client:
         token = jwt()
 

@@ -25,6 +25,7 @@ from finetune_api.profile import TrainingProfileSpec
 from finetune_api.reports import ProgressReport
 from finetune_api.status import Progress
 from finetune_operator.core.decision import Decision
+from finetune_operator.core.effects import LOOK_AGAIN
 from finetune_operator.core.reconcile import needs_profile, needs_template, refuse
 from finetune_operator.core.settings import retry_delay
 from finetune_operator.core.times import stamp
@@ -536,3 +537,25 @@ def test_an_operator_with_other_defaults_keeps_the_configuration_that_was_taken_
     (job,) = [item for item in decision.apply if item["kind"] == "Job"]
     volumes = job["spec"]["template"]["spec"]["volumes"]
     assert {"name": "config", "configMap": {"name": "tune-config-0123456789"}} in volumes
+
+
+@pytest.mark.parametrize("stage", [preparing, queued, training], ids=["preparing", "queued", "training"])
+def test_our_own_config_map_that_somebody_deleted_is_made_anew(stage: Any) -> None:
+    """However long the kubelet takes to see it: that is no mistake of the job's."""
+    body = stage()
+    job = batch_job("prepare" if stage is preparing else "train")
+    pod = pod_of(job)  # a new one, while the attempt lasts: a queue stops and starts a Job
+    config = f"tune-config-{body['status']['configHash']}"
+    for name in (config, "finetune-operator-ca"):
+        event = event_of(pod, "FailedMount", f'MountVolume.SetUp failed for volume "v" : configmap "{name}" not found')
+        decision = go(body, seconds=3600, jobs=[job], pods=[pod], events=[event], authority="PEM")
+        assert decision.status.phase == body["status"]["phase"]
+        assert {"finetune-operator-ca", config} <= {item["metadata"]["name"] for item in decision.apply}
+        assert decision.delete_jobs == []
+        assert decision.requeue_after == LOOK_AGAIN, "no event of the pod's own tells that it mounts at last"
+        assert f"The ConfigMap {name} was deleted; it is made anew" in said(decision)
+    rows = event_of(pod, "FailedMount", 'configmap "rows" not found')
+    if stage is not training:
+        failed = go(body, seconds=3600, jobs=[job], pods=[pod], events=[rows], authority="PEM")
+        assert failed.status.failure is not None
+        assert failed.status.failure.reason == "ConfigMapNotFound", "which its owner names and has to create"
