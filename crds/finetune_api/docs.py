@@ -47,7 +47,7 @@ def failures_page() -> str:
         "# Why a job failed\n",
         "`status.failure.reason` and the reason of the `Failed` condition are one of these. A retryable failure starts "
         "another attempt from the newest complete checkpoint: up to `runPolicy.backoffLimit` times, and where the "
-        "cluster took the pod away, without counting.\n",
+        "cluster or a person took the pod away, without counting.\n",
         "| reason | exit code of `finetune-train` | retried | what to do |",
         "| --- | --- | --- | --- |",
     ]

@@ -102,7 +102,7 @@ def _retry(advice: str) -> ReasonFacts:
 
 
 def _disruption(advice: str) -> ReasonFacts:
-    """The cluster's doing, which is no failure of the job."""
+    """The doing of the cluster or of a person, which is no failure of the job."""
     return ReasonFacts(retryable=True, advice=advice, counts=False)
 
 
@@ -142,7 +142,7 @@ REASONS: dict[FailureReason, ReasonFacts] = {
     _R.SECRET_NOT_FOUND: _final("Create the Secret and key that secretRef names."),
     _R.CONFIG_MAP_NOT_FOUND: _final("Create the ConfigMap and key that the source names."),
     _R.CONTAINER_CANNOT_START: _final("Read the message; most often the image lacks finetune-train."),
-    _R.POD_DELETED: _retry("Somebody deleted the pod; the next attempt goes on from the checkpoint."),
+    _R.POD_DELETED: _disruption("Somebody deleted the pod; the next attempt goes on from the checkpoint."),
     _R.PREEMPTED: _disruption("A pod of higher priority took the place."),
     _R.EVICTED: _disruption("The node was short of disk or memory, or was drained."),
     _R.NODE_LOST: _disruption("The node stopped answering."),

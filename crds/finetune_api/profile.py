@@ -9,7 +9,7 @@ from pydantic import Field
 from finetune_api.base import API_VERSION, ApiModel
 from finetune_api.metadata import ObjectMeta
 from finetune_api.running import AccessMode, LabelMap, Toleration
-from finetune_api.types import DnsName, Quantity, ShortText
+from finetune_api.types import DnsName, LabelName, Quantity, ShortText
 
 
 class ImageSpec(ApiModel):
@@ -61,6 +61,8 @@ class PrepareSpec(ApiModel):
     """CPU request; there is no limit."""
     memory: Quantity = "4Gi"
     """Memory request and limit."""
+    queue_name: LabelName | None = None
+    """Kueue's LocalQueue for prepare steps; unset: they run without one, since they hold no GPU."""
 
 
 class TrainingProfileSpec(ApiModel):

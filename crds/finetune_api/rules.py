@@ -357,7 +357,6 @@ def _later(field: str, when: Condition, what: str, scope: str = SPEC) -> Rule:
 UNSUPPORTED: tuple[Rule, ...] = (
     _later("model.source", StartsWith("model.source", ("s3://", "oci://")), "use hf:// or pvc://"),
     _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
-    _later("scheduling.queueName", Present("scheduling.queueName"), "leave it unset"),
     _later("output.push", Present("output.push"), "fetch the result with finetune fetch"),
     _later("tracking.tensorboard", Present("tracking.tensorboard"), "read progress.jsonl in the output"),
     _later("tracking.mlflow", Present("tracking.mlflow"), "read progress.jsonl in the output"),

@@ -11,6 +11,7 @@ from finetune_api.training import SecretKeyRef
 from finetune_api.types import (
     DnsName,
     FreeForm,
+    LabelName,
     LongText,
     NonNegativeInt,
     PositiveInt,
@@ -79,8 +80,9 @@ class SchedulingSpec(ApiModel):
     """Taints that are tolerated."""
     priority_class_name: DnsName | None = None
     """PriorityClass of the pods."""
-    queue_name: DnsName | None = None
-    """Kueue's LocalQueue."""
+    queue_name: LabelName | None = None
+    """Kueue's LocalQueue, in the job's namespace: training starts when it admits it. A change moves an attempt that
+    still waits, and holds for later ones."""
     scheduler_name: DnsName | None = None
     """Scheduler of the pods, such as `volcano`."""
 
@@ -166,7 +168,7 @@ class RunPolicy(ApiModel):
     """Stop with a checkpoint, leave no pod, and go on from the checkpoint when this is false again."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
     """Further attempts after one that failed by a cause that a retry can mend. Preemption, eviction, the loss of a
-    node and suspension do not count."""
+    node, the deletion of a pod and suspension do not count."""
     active_deadline_seconds: PositiveInt | None = None
     """Seconds that training may run, over all attempts, before it is stopped with a checkpoint and the job fails.
     Preparing, queueing, back-off and suspension do not count."""

@@ -275,7 +275,8 @@ class FineTuneJobStatus(StatusModel):
     failed_attempts: Count | None = None
     """Attempts that failed by themselves; these count against `runPolicy.backoffLimit`."""
     disruptions: Count | None = None
-    """Attempts that the cluster ended by preemption, eviction or loss of the node; these count against nothing."""
+    """Attempts that ended because their pod was taken away: by preemption, eviction, loss of the node, or somebody who
+    deleted it; these count against nothing."""
     suspended_attempt: Count | None = None
     """Attempt that `runPolicy.suspend` stopped; the next one goes on from its checkpoint."""
     running_seconds: Count | None = None

@@ -16,6 +16,9 @@ LongText = Annotated[str, StringConstraints(max_length=16384)]
 DnsName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 """An RFC 1123 name, as Kubernetes objects have."""
 
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+"""The same, where it is also a label's value."""
+
 ModuleName = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_.*-]+$")]
 """A torch module's name or the end of one, such as ``q_proj``."""
 

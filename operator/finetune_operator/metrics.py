@@ -34,6 +34,11 @@ class Metrics:
             "finetune_failures", "Attempts and jobs that failed, by reason.", ["reason"], registry=self.registry
         )
         self.suspensions = Counter("finetune_suspensions", "Times that a job came to rest.", registry=self.registry)
+        self.requeues = Counter(
+            "finetune_requeues",
+            "Times that a queue took back the place of a training that ran.",
+            registry=self.registry,
+        )
         self.expired = Counter(
             "finetune_expired_jobs", "Finished jobs deleted at the end of their time to live.", registry=self.registry
         )

@@ -26,6 +26,7 @@ from finetune_operator.core.children import Observed
 from finetune_operator.core.decision import Decision, Note
 from finetune_operator.core.lifecycle import FINAL
 from finetune_operator.core.patches import status_patch
+from finetune_operator.core.queueing import held_jobs
 from finetune_operator.core.reconcile import decide, needs_profile, needs_template, refuse
 from finetune_operator.core.settings import CoreSettings
 from finetune_operator.core.waiting import wants_events
@@ -215,7 +216,9 @@ class Reconciler:
         pods = await self.cluster.pods(*key)
         live = {pod["metadata"]["uid"] for pod in pods}
         pods += [pod for uid, pod in self._ended.get(key, {}).items() if uid not in live]
-        uids = [] if (body.get("status") or {}).get("phase") in FINAL else wants_events(jobs, pods, now)
+        ended = (body.get("status") or {}).get("phase") in FINAL
+        uids = [] if ended else wants_events(jobs, pods, now)
+        held = [] if ended else held_jobs(jobs)
         profile = None
         if needs_profile(body):
             name = ((body.get("spec") or {}).get("scheduling") or {}).get("profile") or "default"
@@ -230,6 +233,7 @@ class Reconciler:
             chat_template=await self.cluster.chat_template(key[0], template) if template else None,
             progress=self._progress.get(key) if self._progress_due_in(key) <= 0 else None,
             authority=self._authority(),
+            workloads=await self.cluster.workloads(key[0], held) if held else None,
         )
 
     async def _write(self, key: Key, body: Body, decision: Decision, progress: ProgressReport | None) -> Body | None:
@@ -281,6 +285,8 @@ class Reconciler:
             self.metrics.failures.labels(reason=decision.status.failure.reason).inc()
         if note.reason == "Suspended":
             self.metrics.suspensions.inc()
+        if note.reason == "Requeued":
+            self.metrics.requeues.inc()
 
     def _due_again(self, key: Key, decision: Decision) -> float | None:
         if key not in self._progress:

@@ -44,6 +44,7 @@ class FakeCluster:
         self.events: list[Body] = []
         self.profiles: dict[str, Body] = {}
         self.chat_templates: dict[str, Body] = {}
+        self.kueue: list[Body] | None = None
         self.applied: list[Body] = []
         self.created: list[str] = []
         self.deleted: list[str] = []
@@ -79,6 +80,11 @@ class FakeCluster:
     async def events_of(self, _namespace: str, uids: list[str]) -> list[Body]:
         return [event for event in self.events if event["involvedObject"]["uid"] in uids]
 
+    async def workloads(self, _namespace: str, job_uids: list[str]) -> list[Body] | None:
+        if self.kueue is None:
+            return None
+        return [one for one in self.kueue if one["metadata"]["labels"]["kueue.x-k8s.io/job-uid"] in job_uids]
+
     async def apply(self, body: Body) -> None:
         name = body["metadata"]["name"]
         self._effect(f"apply {body['kind']} {name}")
@@ -107,7 +113,7 @@ class FakeCluster:
         self.children.pop(name, None)
         for pod in self.pod_bodies.values():
             if _of_job(pod) == name:
-                pod["metadata"]["deletionTimestamp"] = stamp(NOW)
+                pod["metadata"]["deletionTimestamp"] = stamp(NOW + timedelta(days=1))
 
     async def delete_finetunejob(self, body: Body) -> None:
         self._effect("delete itself")
@@ -147,6 +153,8 @@ class World:
     def __init__(self, cluster: FakeCluster, endings: dict[str, tuple[int, str | None]]) -> None:
         self.cluster, self.endings = cluster, endings
         self.now = NOW
+        self.preemptions = 0
+        """How often the queue of a Job that is in one stops it again."""
         self._numbers = itertools.count()
 
     def clock(self) -> datetime:
@@ -164,6 +172,16 @@ class World:
             if job["status"].get("conditions"):
                 continue
             pods = [body for body in self.cluster.pod_bodies.values() if _of_job(body) == name]
+            if job["spec"].get("suspend"):
+                if self._have_ended(pods):
+                    job["spec"]["suspend"] = False
+                continue
+            if pods and "suspend" in job["spec"] and self.preemptions:
+                self.preemptions -= 1
+                job["spec"]["suspend"] = True
+                for pod in pods:
+                    pod["metadata"]["deletionTimestamp"] = stamp(self.now + timedelta(seconds=90))
+                continue
             if not pods:
                 self._start(job)
                 continue
@@ -178,6 +196,12 @@ class World:
             kind = "Failed" if code else "Complete"
             condition = {"type": kind, "status": "True", "lastTransitionTime": stamp(self.now)}
             job["status"] = {"conditions": [condition]}
+
+    def _have_ended(self, pods: list[Body]) -> bool:
+        """Whether all of a suspended Job's pods are gone; those that were told to end are by the next step."""
+        for pod in pods:
+            del self.cluster.pod_bodies[pod["metadata"]["name"]]
+        return not pods
 
     def _start(self, job: Body) -> None:
         job["status"] = {"active": 1}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chart import CHART, ROOT, Body, HelmError, helm
-from finetune_cli.kubectl import Kubectl
+from finetune_cli.kubectl import Kubectl, KubectlError
 from team import RESTRICTED
 
 RELEASE, NAMESPACE = "e2e", "finetune-e2e"
@@ -160,9 +160,13 @@ def _scale(kubectl: Kubectl, namespace: str, name: str, replicas: int) -> None:
 
 
 def operator_told(kubectl: Kubectl) -> str:
-    """The end of the log of each replica; empty where there is none."""
+    """The end of the log of each replica; why there is none where that is so, since what asks explains another
+    failure."""
     selector = f"app.kubernetes.io/instance={RELEASE}"
-    return kubectl.run("logs", "--namespace", NAMESPACE, "--selector", selector, "--prefix", "--tail=100")
+    try:
+        return kubectl.run("logs", "--namespace", NAMESPACE, "--selector", selector, "--prefix", "--tail=100")
+    except KubectlError as error:
+        return str(error)
 
 
 def metrics(kubectl: Kubectl) -> str:

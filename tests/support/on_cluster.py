@@ -79,7 +79,7 @@ def make_team(
 
     yield make
     for name in made:
-        kubectl.run("delete", "namespace", name, "--wait=false")
+        kubectl.run("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 @pytest.hookimpl(hookwrapper=True)

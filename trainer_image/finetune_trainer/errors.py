@@ -15,6 +15,10 @@ _NEARLY_NOTHING = 64 * 2**20
 """Bytes free below which a write that failed without a reason failed for want of space."""
 
 
+_MUTE_FAILURES = ("file write failed", "PytorchStreamWriter", "iostream error")
+"""Words of a library whose write failed and that does not say why."""
+
+
 class TrainerError(Exception):
     """A failure with a cause that a person can mend. The message says what is wrong, where, and what to do."""
 
@@ -78,7 +82,7 @@ def _says_full(error: BaseException) -> bool:
 
 def _failed_on_full(error: BaseException, path: Path) -> bool:
     """torch.save tells of a failed write and keeps the system's reason to itself: look at the volume."""
-    if "file write failed" not in str(error) and "PytorchStreamWriter" not in str(error):
+    if not any(words in str(error) for words in _MUTE_FAILURES):
         return False
     place = next((parent for parent in (path, *path.parents) if parent.exists()), None)
     return place is not None and shutil.disk_usage(place).free < _NEARLY_NOTHING

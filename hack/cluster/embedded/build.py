@@ -35,7 +35,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "helm": ("helm.sh/helm/v3/cmd/helm",),
     "coredns": ("github.com/coredns/coredns",),
     "pause": (".",),
+    "kueue": ("sigs.k8s.io/kueue/cmd/kueue",),
 }
+EXTRAS = frozenset({"kueue"})
+"""Built when they are named, and not with the rest: no part of the cluster itself."""
+CHARTS = {"kueue": ("sigs.k8s.io/kueue", "charts/kueue")}
+"""Helm chart that lies in a target's own module: module and folder."""
 _RENAMED = {"go.etcd.io/etcd/server/v3": "etcd", ".": "pause"}
 
 
@@ -58,8 +63,8 @@ def program(name: str) -> Path:
 
 
 def build(targets: Iterable[str] = ()) -> None:
-    """Build what is missing of ``targets`` (all where none is named)."""
-    for target in list(targets) or list(TARGETS):
+    """Build what is missing of ``targets`` (all but the extras where none is named)."""
+    for target in list(targets) or [target for target in TARGETS if target not in EXTRAS]:
         if target not in TARGETS:
             raise BuildError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
         directory = _directory(target)
@@ -112,19 +117,23 @@ def _build(target: str, directory: Path) -> None:
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{target}-") as aside:
         for package in TARGETS[target]:
             output = Path(aside) / _program_name(package)
-            result = subprocess.run(
-                [_go(), "build", *_flags(target), "-o", str(output), package],
-                cwd=_source(target),
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if result.returncode != 0:
-                raise BuildError(f"go build {package} failed:\n{result.stderr[-4000:]}")
+            _run_go(target, environment, "build", *_flags(target), "-o", str(output), package)
+        if target in CHARTS:
+            module, folder = CHARTS[target]
+            lies_in = _run_go(target, environment, "list", "-m", "-f", "{{.Dir}}", module)
+            shutil.copytree(Path(lies_in) / folder, Path(aside) / "chart", copy_function=shutil.copyfile)
         Path(aside).chmod(0o755)
         shutil.copytree(aside, f"{aside}.whole", copy_function=os.link)
         Path(f"{aside}.whole").rename(directory)
+
+
+def _run_go(target: str, environment: dict[str, str], *arguments: str) -> str:
+    result = subprocess.run(
+        [_go(), *arguments], cwd=_source(target), env=environment, capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        raise BuildError(f"go {arguments[0]} {arguments[-1]} failed:\n{result.stderr[-4000:]}")
+    return result.stdout.strip()
 
 
 def _go() -> str:

@@ -9,13 +9,16 @@ from typing import Any
 from finetune_api.base import API_VERSION, GROUP, VERSION
 
 from finetune_operator.cluster.client import APPLY_PATCH, MERGE_PATCH, ApiClient, object_path, path_of
-from finetune_operator.cluster.errors import CONFLICT, NOT_FOUND, ApiError
+from finetune_operator.cluster.errors import CONFLICT, FORBIDDEN, NOT_FOUND, ApiError
 from finetune_operator.core import names
 from finetune_operator.core.decision import Note
+from finetune_operator.core.queueing import JOB_UID_LABEL
 from finetune_operator.core.times import stamp
 
 Body = dict[str, Any]
 OURS = f"apis/{GROUP}/{VERSION}"
+KUEUE_VERSIONS = ("v1beta2", "v1beta1")
+"""Versions of Kueue's API, newest first: which are served depends on its release."""
 CREATE_ONLY = frozenset({"Job", "PersistentVolumeClaim"})
 """Kinds that are made once and never changed: most of a Job is immutable, and a claim may be another's."""
 
@@ -65,6 +68,20 @@ class Cluster:
             *(self.api.list_all(path, {"fieldSelector": f"involvedObject.uid={uid}"}) for uid in uids)
         )
         return [event for events in found for event in events]
+
+    async def workloads(self, namespace: str, job_uids: list[str]) -> list[Body] | None:
+        """Kueue's Workloads of these Jobs; none where there is no Kueue, None where we may not read them. (list)"""
+        selector = f"{JOB_UID_LABEL} in ({','.join(job_uids)})"
+        for version in KUEUE_VERSIONS:
+            try:
+                path = path_of(f"apis/kueue.x-k8s.io/{version}", "workloads", namespace)
+                return await self.api.list_all(path, {"labelSelector": selector})
+            except ApiError as error:
+                if error.status == FORBIDDEN:
+                    return None
+                if error.status != NOT_FOUND:
+                    raise
+        return []
 
     async def apply(self, body: Body) -> None:
         """Make ``body`` be there: created once (Jobs, claims), or applied server-side by our field manager.

@@ -20,10 +20,12 @@ from finetune_operator.core.children import (
     is_complete,
     is_deleted,
     is_running,
+    name_of,
     report_of,
 )
 from finetune_operator.core.effects import CLEARING, LOOK_AGAIN, Effects
 from finetune_operator.core.plan import Plan
+from finetune_operator.core.queueing import is_held, is_moved, why_held
 from finetune_operator.core.settings import retry_delay
 from finetune_operator.core.waiting import find_trouble
 
@@ -44,12 +46,14 @@ class Attempts(Effects):
             return
         suspended = self.before.suspended_attempt
         self.update(attempt=attempt, suspended_attempt=suspended if suspended == attempt else None)
-        if self.before.phase != "Suspended":  # what comes late is older than the pods' last word
-            self.status = reports.with_progress(self.status, self.observed.progress, self.now)
         job = self.children.attempts.get(attempt)
         pods = self.children.pods_of_attempt(attempt)
+        held = job is not None and is_held(job)
+        rests = self.before.phase == "Suspended" or (held and self.before.phase == "Queued")
+        if not rests:  # what comes late is older than the pods' last word
+            self.status = reports.with_progress(self.status, self.observed.progress, self.now)
         told_to_end = suspended == attempt or self.ended_by_us(attempt) is not None
-        if not told_to_end and self.recorded(attempt) is None:
+        if not (told_to_end or held) and self.recorded(attempt) is None:
             self.status = lifecycle.with_run_begun(self.status, pods, self.now)
         if job is not None and is_complete(job):
             self.succeed(plan, job, report_of(pods))
@@ -67,16 +71,42 @@ class Attempts(Effects):
             self.come_to_rest("Training is told to end; it saves a checkpoint first.")
         elif is_deleted(job):
             self.wait("Pending", "Clearing", f"Job {job['metadata']['name']} is being deleted.", CLEARING)
+        elif self.before.phase == "Queued" and not any(is_running(pod) for pod in pods) and self.is_moved(plan, job):
+            self.update(suspended_attempt=attempt)
+            self.stop(job)
+            self.wait("Queued", "Moving", "The attempt leaves the queue that it was in.", CLEARING)
+        elif held:
+            self.held(job, pods)
         else:
             self.training(plan, job, pods, attempt)
 
+    def is_moved(self, plan: Plan, job: Body) -> bool:
+        return is_moved(job, plan.job.spec.scheduling.queue_name)
+
+    def held(self, job: Body, pods: list[Body]) -> None:
+        """A queue has yet to start the attempt, or took its place back: then its pods save a checkpoint and go, and the
+        same Job goes on from it when the queue starts it again. Neither is a failure."""
+        why = why_held(job, self.observed.workloads, self.now)
+        self.status = lifecycle.with_run_ended(self.status, self.now)
+        if self.before.phase == "Running":
+            living = self.children.living(names.TRAIN)
+            if living:
+                ends = f"The queue takes the place back; pod {name_of(living[0])} saves a checkpoint and ends. {why}"
+                self.wait("Running", *self.unless_stuck("Requeued", ends), CLEARING)
+                return
+            self.status = reports.with_report(self.status, report_of(pods, succeeded=False), self.now)
+            self.note("Requeued", f"The queue took the place back. {why} Then training goes on from {self.saved()}.")
+        self.wait("Queued", "Queued", why, LOOK_AGAIN)
+
     def training(self, plan: Plan, job: Body, pods: list[Body], attempt: int) -> None:
         again = self.before.phase == "Running" and self.before.attempt == attempt
-        started = [pod for pod in pods if is_running(pod) or container_state(pod, "terminated")]
+        started = [
+            pod for pod in pods if not is_deleted(pod) and (is_running(pod) or container_state(pod, "terminated"))
+        ]
         begun = len(started) >= plan.job.spec.distributed.nodes  # they wait for each other
         suffix = "" if attempt == 1 else f", attempt {attempt}"
         if not (begun or again):
-            self.pending(plan, job, pods, "Queued", f"{_waits(plan)}{suffix}.")
+            self.pending(plan, job, pods, "Queued", f"{_wait_for_nodes(plan)}{suffix}.")
             return
         if not again:
             at = next((pod.get("spec", {}).get("nodeName") for pod in pods if is_running(pod)), None)
@@ -92,13 +122,16 @@ class Attempts(Effects):
             self.stalled(job, attempt)
             return
         left = min((seconds for seconds in (left, patience) if seconds is not None), default=None)
-        if self.restores(plan, find_trouble(plan, job, pods, self.observed.events, self.settings), "Running"):
+        trouble = find_trouble(plan, job, pods, self.observed.events, self.settings, now=self.now)
+        if self.restores(plan, trouble, "Running"):
             return  # its pod was replaced, as a queue does
         if not begun:
             self.come_again(LOOK_AGAIN)
         ending = next((pod for pod in pods if is_deleted(pod) and container_state(pod, "terminated") is None), None)
         if ending is not None:  # perhaps for long: nobody knows what a pod on a lost node does, and it may still write
-            self.wait("Running", "Ending", f"A pod is told to end. {failures.cluster_said(ending)}", left)
+            said = f"A pod is told to end. {failures.cluster_said(ending)}"
+            self.wait("Running", *self.unless_stuck("Ending", said), left)
+            self.come_again(LOOK_AGAIN)
             return
         self.wait("Running", "Training", f"Training{suffix}.", left)
 
@@ -172,13 +205,15 @@ class Attempts(Effects):
         by_us = self.ended_by_us(attempt)
         living = self.children.living(names.TRAIN)
         if living or (job is not None and not failed_condition(job)):
-            what = f"Pod {living[0]} saves a checkpoint and ends." if living else "Its Job is being deleted."
+            what = "Its Job is being deleted."
+            if living:
+                what = f"Pod {name_of(living[0])} saves a checkpoint and ends."
             if by_us is not None:
-                self.wait("Running", by_us.reason, what, CLEARING)
+                self.wait("Running", *self.unless_stuck(by_us.reason, what), CLEARING)
             elif self.suspends:
                 self.come_to_rest(what)
             else:
-                self.wait(self.before.phase or "Pending", "Clearing", what, CLEARING)
+                self.wait(self.before.phase or "Pending", *self.unless_stuck("Clearing", what), CLEARING)
             return
         if self.before.phase != "Suspended":
             self.status = reports.with_report(self.status, report_of(pods, succeeded=False), self.now)
@@ -189,11 +224,13 @@ class Attempts(Effects):
         elif by_us is not None:
             self.attempt_failed(plan, by_us, None, None)
         elif self.suspends:
-            saved = self.status.checkpoint
-            place = f"its checkpoint of step {saved.step}" if saved else "the beginning: no checkpoint was saved yet"
-            self.rest(f"Attempt {attempt} was stopped; the next one goes on from {place}.")
+            self.rest(f"Attempt {attempt} was stopped; the next one goes on from {self.saved()}.")
         else:
             self.launch_attempt(plan, attempt + 1)
+
+    def saved(self) -> str:
+        saved = self.status.checkpoint
+        return f"its checkpoint of step {saved.step}" if saved else "the beginning: no checkpoint was saved yet"
 
     def ended_by_us(self, attempt: int) -> Failure | None:
         """Why ``attempt`` was told to end: its running time was over, or it stood still. None where it was not."""
@@ -250,5 +287,12 @@ class Attempts(Effects):
 
 
 def _waits(plan: Plan) -> str:
+    queue = plan.job.spec.scheduling.queue_name
+    if queue is not None:
+        return f"Training waits for its place in the LocalQueue {queue}"
+    return _wait_for_nodes(plan)
+
+
+def _wait_for_nodes(plan: Plan) -> str:
     nodes = plan.job.spec.distributed.nodes
     return "The training pod waits for a node" if nodes == 1 else f"The {nodes} training pods wait for nodes"

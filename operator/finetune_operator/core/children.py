@@ -15,6 +15,8 @@ from finetune_operator.core import names, times
 Body = dict[str, Any]
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+OVERDUE = 60.0
+"""Seconds beyond its grace that a kubelet may take to end a pod and say so."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Observed:
     """The ChatTemplate that the spec names, as the API server holds it; None likewise."""
     progress: ProgressReport | None = None
     """Newest progress that rank 0 posted and that is not in the status yet."""
+    workloads: Sequence[Body] | None = None
+    """Kueue's Workloads of Jobs that are suspended; None where there is none or where we may not read them."""
     authority: str | None = None
     """Certificate of the operator's CA (PEM), which pods know the progress endpoint by."""
 
@@ -54,13 +58,15 @@ class Children:
         return [pod for pod in self.pods if labels(pod).get(JOB_NAME_LABEL) == name]
 
     def pods_of_attempt(self, attempt: int) -> list[Body]:
-        """Training pods of one attempt, whose Job may be gone."""
-        return [pod for pod in self.pods if labels(pod).get(names.ATTEMPT_LABEL) == str(attempt)]
+        """Training pods of one attempt, whose Job may be gone. Of each rank the newest: a queue may have stopped the
+        attempt and started it again."""
+        pods = [pod for pod in self.pods if labels(pod).get(names.ATTEMPT_LABEL) == str(attempt)]
+        return list({rank_of(pod): pod for pod in sorted(pods, key=_newness)}.values())
 
-    def living(self, component: str | None = None) -> list[str]:
-        """Names of pods that have not ended, of one step or of both."""
+    def living(self, component: str | None = None) -> list[Body]:
+        """Pods that have not ended, of one step or of both."""
         return [
-            pod["metadata"]["name"]
+            pod
             for pod in self.pods
             if component in (None, labels(pod).get(names.COMPONENT_LABEL))
             and pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
@@ -115,6 +121,18 @@ def is_deleted(body: Body) -> bool:
     return "deletionTimestamp" in body.get("metadata", {})
 
 
+def is_overdue(pod: Body, now: datetime) -> bool:
+    """Whether ``pod`` should have ended: its ``deletionTimestamp`` is when its grace is over."""
+    due = times.parse(pod["metadata"].get("deletionTimestamp"))
+    return due is not None and (now - due).total_seconds() > OVERDUE
+
+
+def name_of(body: Body) -> str:
+    """Name of ``body``."""
+    name: str = body["metadata"]["name"]
+    return name
+
+
 def finished_at(job: Body) -> datetime | None:
     """When ``job`` ended."""
     condition = _condition(job, "Complete") or _condition(job, "Failed")
@@ -167,6 +185,10 @@ def report_of(pods: Iterable[Body], *, succeeded: bool = True) -> TerminationRep
             if report is not None:
                 return report
     return None
+
+
+def _newness(pod: Body) -> tuple[str, bool]:
+    return pod["metadata"].get("creationTimestamp") or "", not is_deleted(pod)
 
 
 def rank_of(pod: Body) -> int:

@@ -13,7 +13,16 @@ from finetune_api.status import Failure, FineTuneJobStatus, Phase
 
 from finetune_operator.core import conditions as states
 from finetune_operator.core import failures, lifecycle, manifests, names, reports, times
-from finetune_operator.core.children import Body, Observed, is_active, is_running, labels, sort_children
+from finetune_operator.core.children import (
+    Body,
+    Observed,
+    is_active,
+    is_overdue,
+    is_running,
+    labels,
+    name_of,
+    sort_children,
+)
 from finetune_operator.core.decision import Decision, Note
 from finetune_operator.core.plan import Plan
 from finetune_operator.core.settings import CoreSettings
@@ -23,6 +32,10 @@ LOOK_AGAIN = 15.0
 """Seconds between two looks at a pod that does not run yet: what holds it up sends no event of its own."""
 CLEARING = 5.0
 """Seconds between two looks at what is on its way out."""
+
+
+STUCK = "PodStuck"
+"""Reason of a wait for a pod that should have ended."""
 
 
 class Effects:
@@ -105,7 +118,7 @@ class Effects:
         """Suspended, once no pod lives any more."""
         living = self.children.living()
         if living:
-            self.come_to_rest(f"Pod {living[0]} has been told to end.")
+            self.come_to_rest(f"Pod {name_of(living[0])} has been told to end.")
             return
         if not self.conditions.holds("Prepared"):
             self.conditions.set("Prepared", holds=False, reason="Suspended", message=message)
@@ -116,8 +129,9 @@ class Effects:
 
     def come_to_rest(self, message: str) -> None:
         """On the way there: what runs still ends."""
-        self.conditions.set("Suspended", holds=False, reason="Suspending", message=message)
-        self.wait(self.before.phase or "Pending", "Suspending", message, CLEARING)
+        reason, message = self.unless_stuck("Suspending", message)
+        self.conditions.set("Suspended", holds=False, reason=reason, message=message)
+        self.wait(self.before.phase or "Pending", reason, message, CLEARING)
 
     def resume(self) -> None:
         """Nobody wants the job to rest, or no longer."""
@@ -156,7 +170,7 @@ class Effects:
 
     def pending(self, plan: Plan, job: Body, pods: list[Body], phase: Phase, message: str) -> None:
         """A Job is there and its pod may not run yet: say why, and end it when its time of grace is over."""
-        trouble = find_trouble(plan, job, pods, self.observed.events, self.settings)
+        trouble = find_trouble(plan, job, pods, self.observed.events, self.settings, now=self.now)
         if self.restores(plan, trouble, phase):
             return
         if trouble is None:
@@ -189,10 +203,27 @@ class Effects:
             return True
         living = self.children.living(labels(body)[names.COMPONENT_LABEL])
         if living:
-            message = f"Pod {living[0]} of the last attempt has not ended yet; the next one waits for it."
-            self.wait("Pending", "Clearing", message, CLEARING)
+            message = f"Pod {name_of(living[0])} of the last attempt has not ended yet; the next one waits for it."
+            self.wait("Pending", *self.unless_stuck("Clearing", message), CLEARING)
             return True
         return False
+
+    def unless_stuck(self, reason: str, message: str) -> tuple[str, str]:
+        """``reason`` and ``message`` of a wait for pods that were told to end; others where one does not, long after
+        its time: nobody but a person knows what a pod on a lost node does, and it may still write."""
+        pod = next((pod for pod in self.children.living() if is_overdue(pod, self.now)), None)
+        if pod is None:
+            return reason, message
+        name, node = name_of(pod), pod.get("spec", {}).get("nodeName", "unknown")
+        told = (
+            f"Pod {name} was to end by {pod['metadata']['deletionTimestamp']}, and node {node} does not confirm it. "
+            "Most likely the node is gone, and the pod may still write. Once it is certain that it runs no more, taint "
+            f"the node node.kubernetes.io/out-of-service, or: kubectl delete pod {name} --force"
+        )
+        ready = next((found for found in self.before.conditions if found.type == "Ready"), None)
+        if ready is None or ready.reason != STUCK:
+            self.note(STUCK, told, warning=True)
+        return STUCK, told
 
     def apply_shared(self, plan: Plan) -> None:
         """What both steps need. The configuration that was taken up first stays, whatever this operator would

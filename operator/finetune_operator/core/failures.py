@@ -83,19 +83,33 @@ def of_job(job: Body, pods: list[Body], *, attempt: int) -> Failure:
         return gone(f"{job['metadata']['name']}: {what}", attempt=attempt)
     if not attempt:
         return of_pod(max(failed, key=_ended), attempt=attempt)
-    first = of_pod(min(failed, key=lambda pod: (_follows(pod), _ended(pod))), attempt=attempt)
+    first_end = min(_ended(pod) for pod in failed)
+    first = of_pod(min(failed, key=lambda pod: (_follows(pod, first_end), _ended(pod))), attempt=attempt)
     if first.retryable:
         # The ranks that lost a peer may notice sooner than its node is given up: the cluster's doing is the cause.
         disrupted = [pod for pod in failed if _condition_of(pod, "DisruptionTarget") is not None]
-        return of_pod(min(disrupted, key=_ended), attempt=attempt) if disrupted else first
+        if disrupted:
+            return of_pod(min(disrupted, key=_ended), attempt=attempt)
+        removed = _removed_before(failed, first_end)
+        return of_pod(removed, attempt=attempt) if removed else first
     return first
 
 
-def _follows(pod: Body) -> bool:
-    """Whether ``pod`` of several most likely ended because another had: it waited for its peers in vain, or was told to
-    end with its Job. Times alone do not tell: they have whole seconds."""
+def _removed_before(failed: list[Body], first_end: float) -> Body | None:
+    """The pod that somebody deleted while all ranks ran; None where there is none. The Job's controller deletes pods
+    too, but only when one has failed: by then a rank has ended."""
+    removed = [pod for pod in failed if is_deleted(pod) and _told_to_end(pod) < first_end]
+    return min(removed, key=_told_to_end) if removed else None
+
+
+def _follows(pod: Body, first_end: float) -> bool:
+    """Whether ``pod`` of several most likely ended because another had, at ``first_end`` (Unix time): it waited for its
+    peers in vain, or was told to end with its Job. Times alone do not tell: they have whole seconds."""
+    if _condition_of(pod, "DisruptionTarget") is not None:
+        return False
+    told_after = is_deleted(pod) and _told_to_end(pod) >= first_end
     code = (container_state(pod, "terminated") or {}).get("exitCode")
-    return _condition_of(pod, "DisruptionTarget") is None and code in _CONSEQUENCES
+    return code in _CONSEQUENCES or (told_after and _ended(pod) > first_end)
 
 
 def gone(what: str, *, attempt: int) -> Failure:
@@ -190,6 +204,13 @@ def _ended(pod: Body) -> float:
     terminated = container_state(pod, "terminated") or {}
     moment = times.parse(terminated.get("finishedAt") or pod.get("metadata", {}).get("deletionTimestamp"))
     return moment.timestamp() if moment else float("inf")
+
+
+def _told_to_end(pod: Body) -> float:
+    """When a pod that is being deleted was told to end (Unix time): its ``deletionTimestamp`` ends its grace."""
+    meta = pod["metadata"]
+    moment = times.parse(meta["deletionTimestamp"])
+    return moment.timestamp() - float(meta.get("deletionGracePeriodSeconds") or 0) if moment else float("inf")
 
 
 def _advise(reason: FailureReason, what: str) -> str:

@@ -15,7 +15,7 @@ from finetune_api.failures import REASONS, FailureReason
 from finetune_api.status import Failure, FineTuneJobStatus, Phase
 
 from finetune_operator.core import times
-from finetune_operator.core.children import Body, container_state
+from finetune_operator.core.children import Body, container_state, is_deleted
 
 FINAL: tuple[Phase, ...] = ("Succeeded", "Failed")
 
@@ -57,6 +57,8 @@ def with_run_begun(status: FineTuneJobStatus, pods: Sequence[Body], now: datetim
         return status
     starts = []
     for pod in pods:
+        if is_deleted(pod):
+            continue  # of the time before a queue started the attempt again
         state = container_state(pod, "running") or container_state(pod, "terminated")
         if state is not None:
             started = times.parse(state.get("startedAt")) or now

@@ -12,6 +12,7 @@ from finetune_api.running import ClaimSpec
 from finetune_operator.core import names
 from finetune_operator.core.plan import CONFIG_FILE, Plan
 from finetune_operator.core.pods import CONTAINER, pod_template
+from finetune_operator.core.queueing import QUEUE_LABEL
 
 Body = dict[str, Any]
 
@@ -106,7 +107,7 @@ def prepare_job(plan: Plan, *, config: str, progress_url: str) -> Body:
         },
         "template": template,
     }
-    return _job(plan, names.prepare_job(plan.name), names.PREPARE, 0, spec)
+    return _job(plan, names.prepare_job(plan.name), names.PREPARE, 0, spec, queue=plan.profile.prepare.queue_name)
 
 
 def train_job(plan: Plan, *, attempt: int, config: str, progress_url: str) -> Body:
@@ -132,15 +133,20 @@ def train_job(plan: Plan, *, attempt: int, config: str, progress_url: str) -> Bo
         },
         "template": template,
     }
-    return _job(plan, names.train_job(plan.name, attempt), names.TRAIN, attempt, spec)
+    queue = plan.job.spec.scheduling.queue_name
+    return _job(plan, names.train_job(plan.name, attempt), names.TRAIN, attempt, spec, queue=queue)
 
 
 def _exit_codes() -> Body:
     return {"containerName": CONTAINER, "operator": "In", "values": FINAL_EXIT_CODES}
 
 
-def _job(plan: Plan, name: str, component: str, attempt: int, spec: Body) -> Body:
+def _job(plan: Plan, name: str, component: str, attempt: int, spec: Body, *, queue: str | None) -> Body:
     metadata = _metadata(plan, name)
+    metadata["annotations"][names.QUEUE_ANNOTATION] = queue or ""
+    if queue is not None:
+        metadata["labels"][QUEUE_LABEL] = queue
+        spec = {"suspend": True, **spec}
     metadata["labels"][names.COMPONENT_LABEL] = component
     if component == names.TRAIN:
         metadata["labels"][names.ATTEMPT_LABEL] = str(attempt)

@@ -34,6 +34,7 @@ from finetune_operator.core.decision import Decision
 from finetune_operator.core.effects import CLEARING, LOOK_AGAIN
 from finetune_operator.core.lifecycle import FINAL
 from finetune_operator.core.plan import Plan, Refused, make_plan
+from finetune_operator.core.queueing import is_held, why_held
 from finetune_operator.core.settings import CoreSettings
 from finetune_operator.core.waiting import Trouble
 
@@ -186,6 +187,9 @@ class _Reconciliation(Attempts):
         if self.suspends:  # what it has written stays in the cache, and its Job is made anew
             self.deleted.append(job["metadata"]["name"])
             self.come_to_rest("The prepare step is told to end.")
+            return
+        if is_held(job):
+            self.wait("Preparing", "Queued", why_held(job, self.observed.workloads, self.now), LOOK_AGAIN)
             return
         message = "The prepare step runs."
         if known:

@@ -64,12 +64,12 @@ def wants_events(jobs: Sequence[Body], pods: Sequence[Body], now: datetime) -> l
 
 
 def find_trouble(
-    plan: Plan, job: Body, pods: Sequence[Body], events: Sequence[Body], settings: CoreSettings
+    plan: Plan, job: Body, pods: Sequence[Body], events: Sequence[Body], settings: CoreSettings, *, now: datetime
 ) -> Trouble | None:
     """Why ``job`` does not get on; None where nothing speaks against it."""
     for pod in pods:
         if _pending(pod):
-            trouble = _of_pod(plan, pod, events, settings)
+            trouble = _of_pod(plan, pod, events, settings, now=now)
             if trouble is not None:
                 return trouble
     if not any(_pending(pod) for pod in pods):
@@ -79,12 +79,18 @@ def find_trouble(
     return None
 
 
-def _of_pod(plan: Plan, pod: Body, events: Sequence[Body], settings: CoreSettings) -> Trouble | None:
+def _of_pod(plan: Plan, pod: Body, events: Sequence[Body], settings: CoreSettings, *, now: datetime) -> Trouble | None:
     since = _since(pod)
     unscheduled = pod_condition(pod, "PodScheduled", "False")
     if unscheduled is not None:
         return _unscheduled(plan, unscheduled, since, settings)
     scheduled = pod_condition(pod, "PodScheduled") or {}
+    scheduler = plan.job.spec.scheduling.scheduler_name
+    if not scheduled and scheduler is not None and _age(pod, now) > EVENTS_AFTER:
+        message = (
+            f"No scheduler {scheduler} has looked at the pod, which spec.scheduling.schedulerName names: is it there?"
+        )
+        return Trouble(R.UNSCHEDULABLE, message, _deadline(since, settings.unschedulable_timeout))
     since = times.parse(scheduled.get("lastTransitionTime")) or since
     waiting = container_state(pod, "waiting") or {}
     reason, said = waiting.get("reason", ""), waiting.get("message", "")

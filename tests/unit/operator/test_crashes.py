@@ -220,3 +220,32 @@ async def test_a_crash_before_any_single_effect_of_a_job_whose_time_is_over() ->
         assert cluster.created == ["tune-prepare", "tune-train-1"]
         assert "tune-train-1" in cluster.deleted
         assert cluster.pod_bodies.keys() <= {"pod-0"}, "the prepare pod stays for its log"
+
+
+async def a_life_in_a_queue(cluster: FakeCluster) -> None:
+    world = World(cluster, lives_with_a_retry() | {names.train_job("tune", 1): (0, TRAINED)})
+    world.preemptions = 1
+    await live(cluster, world)
+
+
+async def test_a_crash_before_any_single_effect_of_a_life_in_a_queue() -> None:
+    """It is admitted, preempted and admitted again: one attempt, which nobody but the queue starts or stops."""
+    whole = FakeCluster(job_body(scheduling={"queueName": "team"}))
+    await a_life_in_a_queue(whole)
+    assert [note.reason for note in whole.notes] == [
+        "Preparing", "Prepared", "Started", "Requeued", "Started", "Succeeded",
+    ]  # fmt: skip
+    for crash_at in range(whole.effects):
+        cluster = FakeCluster(job_body(scheduling={"queueName": "team"}))
+
+        def crash(number: int, _what: str, at: int = crash_at) -> None:
+            if number == at:
+                raise Crash
+
+        cluster.before_effect = crash
+        await a_life_in_a_queue(cluster)
+        assert (cluster.status["phase"], cluster.status["attempt"]) == ("Succeeded", 1)
+        assert cluster.created == ["tune-prepare", "tune-train-1"]
+        assert cluster.deleted == []
+        assert {"failure", "failedAttempts", "disruptions"} & cluster.status.keys() == set()
+        assert cluster.told("Requeued") <= 1

@@ -128,6 +128,33 @@ def test_a_rank_that_lost_its_peer_to_the_cluster_is_not_the_cause() -> None:
     assert failures.of_job(job, [full, notices, lost], attempt=1).reason == "VolumeFull", "no retry would mend it"
 
 
+def test_a_rank_whose_pod_somebody_deleted_is_the_cause_of_all_that_follows() -> None:
+    """All are told to end with it, and end in any order; a Job's controller deletes pods too, but after one failed."""
+    job = batch_job(ended="Failed")
+
+    def rank(number: int, code: int, ended: float, told: float | None) -> Body:
+        pod = pod_of(job, phase="Failed", state=terminated(code, at_second=ended))
+        pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"] = str(number)
+        if told is not None:
+            grace = {"deletionTimestamp": stamp(at(told + 90)), "deletionGracePeriodSeconds": 90}
+            pod["metadata"] |= grace
+        return pod
+
+    by_hand = [rank(0, 24, 12.0, told=12.0), rank(1, 40, 14.0, told=10.0)]
+    told = failures.of_job(job, by_hand, attempt=1)
+    assert (told.reason, told.rank) == ("PodDeleted", 1)
+    by_itself = [rank(0, 40, 14.0, told=12.0), rank(1, 1, 12.0, told=None)]
+    told = failures.of_job(job, by_itself, attempt=1)
+    assert (told.reason, told.rank) == ("TrainerCrash", 1)
+    hung = [rank(0, 24, 12.0, told=None), rank(1, 137, 42.0, told=12.0)]
+    told = failures.of_job(job, hung, attempt=1)
+    assert (told.reason, told.rank) == ("NCCLTimeout", 0), "killed when its grace was over, since another had given up"
+    by_force = [rank(0, 24, 10.0, told=None), rank(1, 137, 10.0, told=10.0)]
+    assert failures.of_job(job, by_force, attempt=1).reason == "PodDeleted"
+    full = [rank(0, 20, 12.0, told=None), rank(1, 40, 14.0, told=10.0)]
+    assert failures.of_job(job, full, attempt=1).reason == "VolumeFull", "no retry would mend it"
+
+
 def test_of_several_prepare_runs_the_last_one_counts() -> None:
     job = batch_job("prepare", ended="Failed")
     pods = [pod_of(job, phase="Failed", state=terminated(c, at_second=s)) for c, s in ((25, 1.0), (20, 2.0))]

@@ -50,10 +50,11 @@ def resumed(body: Body) -> Body:
     return with_policy(body, suspend=False)
 
 
-def live_pod(attempt: int = 1, *, ending: bool = False) -> Body:
+def live_pod(attempt: int = 1, *, ending: bool = False, due: float = 200) -> Body:
+    """A pod that runs; one that was told to end has until ``due``, in seconds after NOW."""
     pod = pod_of(batch_job(attempt=attempt), phase="Running", state=running())
     if ending:
-        pod["metadata"]["deletionTimestamp"] = stamp(NOW)
+        pod["metadata"]["deletionTimestamp"] = stamp(at(due))
     return pod
 
 
@@ -476,12 +477,47 @@ def test_a_disruption_whose_pod_is_gone_is_known_from_its_job() -> None:
     assert (decision.status.failure.reason, decision.status.phase) == ("Evicted", "Pending")
 
 
-def test_a_pod_that_somebody_deleted_counts() -> None:
+def test_a_pod_that_somebody_deleted_is_no_failure_of_the_job() -> None:
     observed = failed_attempt(code=40)
     observed["pods"][0]["metadata"]["deletionTimestamp"] = stamp(NOW)
-    decision = go(training(), seconds=101, **observed)
+    decision = go(with_policy(training(), backoffLimit=0), seconds=101, **observed)
     assert decision.status.failure is not None
-    assert (decision.status.failure.reason, decision.status.failed_attempts) == ("PodDeleted", 1)
+    assert (decision.status.failure.reason, decision.status.phase) == ("PodDeleted", "Pending")
+    assert (decision.status.failed_attempts, decision.status.disruptions) == (None, 1)
+
+
+class TestAPodThatDoesNotEnd:
+    """Its node is gone, and nobody says what it does."""
+
+    def test_is_named_after_a_time_with_what_to_do(self) -> None:
+        body = stopping()
+        patient = go(body, seconds=259, pods=[live_pod(ending=True)])
+        assert (reason(patient, "Suspended"), told(patient)) == ("Suspending", [])
+        stuck = go(later(body, patient), seconds=261, pods=[live_pod(ending=True)])
+        assert (stuck.status.phase, reason(stuck), reason(stuck, "Suspended")) == ("Running", "PodStuck", "PodStuck")
+        assert "node node-1 does not confirm it" in said(stuck)
+        assert "kubectl delete pod tune-train-1-0-abcde --force" in said(stuck)
+        assert told(stuck) == ["PodStuck"]
+        again = go(later(body, stuck), seconds=900, pods=[live_pod(ending=True)])
+        assert (again.status, told(again), again.requeue_after) == (stuck.status, [], 5)
+
+    def test_holds_up_the_next_attempt_too(self) -> None:
+        observed = failed_attempt(at_second=100)
+        observed["pods"].append(live_pod(ending=True))
+        stuck = go(training(), seconds=400, **observed)
+        assert (made(stuck), stuck.status.phase, reason(stuck)) == ([], "Pending", "PodStuck")
+
+    def test_is_looked_at_again_while_training_runs(self) -> None:
+        body = training()
+        ending = go(body, seconds=100, jobs=[batch_job()], pods=[live_pod(ending=True)])
+        assert (reason(ending), ending.requeue_after) == ("Ending", 15)
+        stuck = go(later(body, ending), seconds=300, jobs=[batch_job()], pods=[live_pod(ending=True)])
+        assert (stuck.status.phase, reason(stuck), told(stuck)) == ("Running", "PodStuck", ["PodStuck"])
+
+    def test_is_no_matter_once_it_has(self) -> None:
+        body = stopping()
+        body = later(body, go(body, seconds=300, pods=[live_pod(ending=True)]))
+        assert go(body, seconds=301, pods=[ended_pod()]).status.phase == "Suspended"
 
 
 # -- deletion --------------------------------------------------------------------------------------------------

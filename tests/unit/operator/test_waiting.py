@@ -35,7 +35,7 @@ def unscheduled(message: str) -> list[Body]:
 
 
 def trouble(pods: list[Body], events: list[Body] | None = None, settings: CoreSettings = SETTINGS) -> Trouble:
-    found = find_trouble(PLAN, JOB, pods, events or [], settings)
+    found = find_trouble(PLAN, JOB, pods, events or [], settings, now=NOW)
     assert found is not None
     return found
 
@@ -133,13 +133,26 @@ def test_no_time_out_means_for_ever() -> None:
     ids=["no pod", "new pod", "creating", "initializing", "running"],
 )
 def test_what_gets_on_is_no_trouble(pods: list[Body]) -> None:
-    assert find_trouble(PLAN, JOB, pods, [], SETTINGS) is None
+    assert find_trouble(PLAN, JOB, pods, [], SETTINGS, now=NOW) is None
+
+
+def test_a_scheduler_that_nobody_runs_is_named() -> None:
+    """Such a pod has no condition and no event."""
+    plan = plan_of(job_body(scheduling={"schedulerName": "volcano"}))
+    pod = pod_of(JOB)
+    pod["status"]["conditions"] = []
+    found = find_trouble(plan, JOB, [pod], [], SETTINGS, now=at(11))
+    assert found is not None
+    assert (found.reason.value, found.deadline) == ("Unschedulable", at(900))
+    assert "No scheduler volcano" in found.message
+    assert find_trouble(plan, JOB, [pod], [], SETTINGS, now=at(9)) is None, "most look sooner"
+    assert find_trouble(PLAN, JOB, [pod], [], SETTINGS, now=at(99)) is None, "the cluster's own is busy"
 
 
 def test_a_pod_that_is_being_deleted_is_no_trouble() -> None:
     pods = held("ErrImagePull", "denied")
     pods[0]["metadata"]["deletionTimestamp"] = "2026-05-01T12:00:00Z"
-    assert find_trouble(PLAN, JOB, pods, [], SETTINGS) is None
+    assert find_trouble(PLAN, JOB, pods, [], SETTINGS, now=NOW) is None
 
 
 def test_events_are_read_for_what_is_slow_and_unclear_alone() -> None:

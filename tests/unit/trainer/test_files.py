@@ -6,9 +6,11 @@ import errno
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from finetune_api.failures import ExitCode
+from finetune_trainer import errors
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.files import STALE_SECONDS, read_json, whole_directory, write_json
 from finetune_trainer.volumes import check_room, check_writable
@@ -95,6 +97,22 @@ def test_a_volume_that_refuses_is_named(error: Exception, code: ExitCode, *, wra
     with pytest.raises(TrainerError, match=r"the output volume .*/finetune/output/x") as failure:
         write()
     assert failure.value.exit_code is code
+
+
+@pytest.mark.parametrize("said", ["basic_ios::clear: iostream error", "PytorchStreamWriter failed writing file data/1"])
+def test_a_writer_that_does_not_say_why_is_asked_how_much_room_there_is(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch.save, on a volume that fills while it writes."""
+
+    def fail() -> None:
+        with writing_to(tmp_path / "checkpoint-5", "output"):
+            raise RuntimeError(said)
+
+    for free, expected in ((2**20, TrainerError), (2**40, RuntimeError)):
+        monkeypatch.setattr(errors.shutil, "disk_usage", lambda _path, free=free: SimpleNamespace(free=free))
+        with pytest.raises(expected):
+            fail()
 
 
 def test_other_failures_stay_what_they_are() -> None:
