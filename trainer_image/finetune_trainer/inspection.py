@@ -44,6 +44,7 @@ def inspect(config: TrainerConfig, *, count: int, picture: Path | None = None) -
         TrainerError: as :func:`finetune_trainer.prepare.prepare`, of the data and the template.
     """
     # Late: the Hugging Face libraries read their environment when they are imported.
+    from finetune_trainer.base_model import ending_tokens  # noqa: PLC0415
     from finetune_trainer.filling import fill  # noqa: PLC0415
     from finetune_trainer.picture import draw_lengths  # noqa: PLC0415
     from finetune_trainer.prepared import StoreWriter, sample_store  # noqa: PLC0415
@@ -66,7 +67,7 @@ def inspect(config: TrainerConfig, *, count: int, picture: Path | None = None) -
                 wording.encoder,
                 tokenizer,
                 tokenizer_directory=directory,
-                stops=wording.stop_token_ids,
+                stops=[*wording.stop_token_ids, *ending_tokens(directory)],
             )
         store = sample_store(Path(scratch))
         lengths = _lengths(store.lengths, config.max_length)

@@ -17,7 +17,7 @@ from finetune_api.reports import TerminationReport
 from finetune_api.status import DatasetStatus, MemoryStatus, ModelStatus
 from finetune_api.trainer_config import TrainerConfig
 
-from finetune_trainer.base_model import BaseModel, inspect_model
+from finetune_trainer.base_model import BaseModel, ending_tokens, inspect_model
 from finetune_trainer.dequantize import trainable_weights
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.files import sha256_file
@@ -68,7 +68,9 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     tokenizer = load_tokenizer(found.directory, trust_remote_code=config.model.trust_remote_code)
     wording = find_wording(config, tokenizer)
 
-    digest = _digest(config, sources, wording, tokenizer)
+    # Where a conversation ends with calls, the token behind them may be one that the base alone knows as an end.
+    ends = tuple(dict.fromkeys([*wording.stop_token_ids, *ending_tokens(found.directory)]))
+    digest = _digest(config, sources, wording, tokenizer, ends)
     directory = prepared_directory(config, digest)
     store = read_store(directory)
     reused = store is not None
@@ -81,7 +83,7 @@ def prepare(config: TrainerConfig) -> TerminationReport:
                 wording.encoder,
                 tokenizer,
                 tokenizer_directory=found.directory,
-                stops=wording.stop_token_ids,
+                stops=ends,
             )
         store = read_store(directory)
         if store is None:
@@ -127,12 +129,15 @@ def _check_fit(base: BaseModel, store: dict[str, Any]) -> None:
         log.warning("the longest sample has %s tokens, and the model was made for %s", longest, base.longest)
 
 
-def _digest(config: TrainerConfig, sources: Sequence[FoundSource], wording: Wording, tokenizer: Any) -> str:
+def _digest(
+    config: TrainerConfig, sources: Sequence[FoundSource], wording: Wording, tokenizer: Any, ends: Sequence[int]
+) -> str:
     """Hash of all that the prepared data follows from, and of no path."""
     facts = {
         "layout": LAYOUT,
         "tokenizer": fingerprint(tokenizer),
         "wording": wording.facts,
+        "ends": sorted(ends),
         "maxLength": config.max_length,
         "packing": config.packing,
         "validation": config.validation.fraction,
