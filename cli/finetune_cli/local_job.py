@@ -144,6 +144,7 @@ def plan(
                 columns=source.columns,
                 split=source.split,
                 weight=source.weight,
+                max_samples=source.max_samples,
                 sha256=source.sha256,
                 token_env=None if uri.scheme == "s3" else token(source.secret_ref, f"{place}.secretRef"),
                 credentials_env=credentials(source.secret_ref, f"{place}.secretRef") if uri.scheme == "s3" else None,

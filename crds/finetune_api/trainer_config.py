@@ -82,6 +82,8 @@ class ResolvedSource(ApiModel):
     """Split."""
     weight: float | None = None
     """Share."""
+    max_samples: int | None = None
+    """Rows to take, the first ones."""
     sha256: str | None = None
     """What the one file must hash to."""
     token_env: str | None = None
@@ -112,6 +114,7 @@ class TrainerConfig(ApiModel):
     max_length: int = 2048
     packing: bool = False
     validation: ValidationSpec = ValidationSpec()
+    streaming: bool = False
     on_error: Literal["fail", "skip"] = "fail"
     method: MethodSpec
     quantization: QuantizationSpec | None = None
@@ -159,6 +162,7 @@ def resolve_config(
         max_length=spec.dataset.max_length,
         packing=spec.dataset.packing,
         validation=spec.dataset.validation,
+        streaming=spec.dataset.streaming,
         on_error=spec.dataset.on_error,
         method=spec.resolved_method,
         quantization=spec.quantization,

@@ -32,9 +32,10 @@ from finetune_trainer.prepared import (
     write_handover,
 )
 from finetune_trainer.sources import FoundSource, find_model, find_sources
+from finetune_trainer.streams import StreamedFile
 from finetune_trainer.supported import check_supported
 from finetune_trainer.templates import find_declared
-from finetune_trainer.tokenizer import fingerprint, load_tokenizer
+from finetune_trainer.tokenizer import fingerprint, load_tokenizer, vocabulary_size
 from finetune_trainer.volumes import check_writable
 from finetune_trainer.wording import Wording, find_wording
 
@@ -75,7 +76,7 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     store = read_store(directory)
     reused = store is not None
     if store is None:
-        with writing_to(directory, "cache"), new_store(directory) as writer:
+        with writing_to(directory, "cache"), new_store(directory, vocabulary=vocabulary_size(tokenizer)) as writer:
             fill(
                 writer,
                 config,
@@ -148,12 +149,17 @@ def _digest(
                 "format": found.source.format,
                 "weight": found.source.weight,
                 "columns": found.source.columns,
-                "files": [[file.name, sha256_file(file)] for file in found.files],
+                "maxSamples": found.source.max_samples,
+                "files": [[file.name, _content(file)] for file in found.files],
             }
             for found in sources
         ],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _content(file: Path | StreamedFile) -> str | list[Any]:
+    return sha256_file(file) if isinstance(file, Path) else file.identity
 
 
 def _tell(dataset: DatasetStatus) -> None:

@@ -61,6 +61,11 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     return tuple(sorted(named | added, key=lambda text: (-len(text), text)))
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """No token is as high."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def fingerprint(tokenizer: Any) -> str:
     """Hash of all that decides how text becomes tokens."""
     parts = [tokenizer.backend_tokenizer.to_str(), list(special_tokens(tokenizer)), tokenizer.chat_template]

@@ -179,6 +179,7 @@ def make_plan(job: FineTuneJob, profile: TrainingProfileSpec, chat_template: Cha
                 columns=source.columns,
                 split=source.split,
                 weight=source.weight,
+                max_samples=source.max_samples,
                 sha256=source.sha256,
                 token_env=None if in_store else token(source.secret_ref, f"{variable}TOKEN", f"{field}.secretRef"),
                 credentials_env=credentials(source.secret_ref, variable, f"{field}.secretRef") if in_store else None,
