@@ -74,12 +74,13 @@ def ours(options: argparse.Namespace, template: str = "chatml") -> Callable[[], 
 
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=False)
 
+    vocabulary = vocabulary_size(tokenizer)
     wording = find_wording(configuration(options.tokenizer, options.rows, Path("/"), template), tokenizer)
 
     def run() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             config = configuration(options.tokenizer, options.rows, Path(scratch), template)
-            with StoreWriter(Path(scratch), vocabulary=vocabulary_size(tokenizer)) as writer:
+            with StoreWriter(Path(scratch), vocabulary=vocabulary) as writer:
                 status = fill(writer, config, find_sources(config), wording.encoder, tokenizer,
                               stops=wording.stop_token_ids,
                               tokenizer_directory=options.tokenizer, processes=options.processes)  # fmt: skip

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def plan(
             sources=sources,
             paths=Paths(cache=str(cache.absolute()), output=str(output.absolute())),
             chat_template=_chat_template(job, documents),
+            created=job.metadata.creation_timestamp or datetime.now(UTC).isoformat(),
         ),
         files=files,
         notes=notes,

@@ -147,12 +147,16 @@ def resolve_config(
     sources: list[ResolvedSource],
     paths: Paths,
     chat_template: ChatTemplateSpec | None = None,
+    created: str | None = None,
 ) -> TrainerConfig:
     """Make the trainer's configuration from a valid ``spec``.
 
     The caller, the operator's plan or ``finetune run``, says what only it can know: where the model, the data and
-    the directories are, and what ``template.ref`` names.
+    the directories are, what ``template.ref`` names, and when the job was ``created`` (RFC 3339).
     """
+    template = spec.template
+    if template.date is None and created is not None:
+        template = template.model_copy(update={"date": created[:10]})
     return TrainerConfig(
         job=job,
         stage=spec.stage,
@@ -167,7 +171,7 @@ def resolve_config(
         method=spec.resolved_method,
         quantization=spec.quantization,
         precision=spec.precision,
-        template=spec.template,
+        template=template,
         chat_template=chat_template or spec.template.inline,
         acceleration=spec.acceleration,
         hyperparameters=spec.hyperparameters,

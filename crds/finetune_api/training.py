@@ -200,6 +200,9 @@ class TemplateSpec(ApiModel):
     """Train on the user's turns too."""
     mask_history: bool = False
     """Train on the last assistant turn alone, its calls of tools included."""
+    date: Annotated[str, StringConstraints(max_length=10, pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")] | None = None
+    """Day, as YYYY-MM-DD, that templates which write today's date (by `strftime_now`) write in training. Unset: the day
+    of the job's creation, in UTC. In serving it is the day of serving."""
 
 
 class PreferenceSpec(ApiModel):

@@ -71,12 +71,14 @@ def prepare(config: TrainerConfig) -> TerminationReport:
 
     # Where a conversation ends with calls, the token behind them may be one that the base alone knows as an end.
     ends = tuple(dict.fromkeys([*wording.stop_token_ids, *ending_tokens(found.directory)]))
-    digest = _digest(config, sources, wording, tokenizer, ends)
+    facts = _facts(config, sources, wording, tokenizer, ends)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     directory = prepared_directory(config, digest)
     store = read_store(directory)
     reused = store is not None
     if store is None:
         with writing_to(directory, "cache"), new_store(directory, vocabulary=vocabulary_size(tokenizer)) as writer:
+            writer.origin = facts
             fill(
                 writer,
                 config,
@@ -130,11 +132,11 @@ def _check_fit(base: BaseModel, store: dict[str, Any]) -> None:
         log.warning("the longest sample has %s tokens, and the model was made for %s", longest, base.longest)
 
 
-def _digest(
+def _facts(
     config: TrainerConfig, sources: Sequence[FoundSource], wording: Wording, tokenizer: Any, ends: Sequence[int]
-) -> str:
-    """Hash of all that the prepared data follows from, and of no path."""
-    facts = {
+) -> dict[str, Any]:
+    """All that the prepared data follows from, and no path: its hash names them, and the manifest holds it."""
+    return {
         "layout": LAYOUT,
         "tokenizer": fingerprint(tokenizer),
         "wording": wording.facts,
@@ -155,7 +157,6 @@ def _digest(
             for found in sources
         ],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _content(file: Path | StreamedFile) -> str | list[Any]:

@@ -181,6 +181,8 @@ class StoreWriter:
         self.desirable = array("b")
         self._rows = array("q")
         self._tokens = 0
+        self.origin: dict[str, Any] = {}
+        """What the data follow from; the manifest holds it."""
 
     def __enter__(self) -> Self:
         self._files = {name: _file(self._directory, name).open("wb") for name in ("tokens", "trained")}
@@ -229,7 +231,9 @@ class StoreWriter:
             counts = [len(members) for members in sequences]
             self._write(f"{part}_starts", np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
         sizes = {name: _file(self._directory, name).stat().st_size for name in _TYPES}
-        write_json(self._directory / "manifest.json", {"layout": LAYOUT, "sizes": sizes, **facts})
+        write_json(
+            self._directory / "manifest.json", {"layout": LAYOUT, "sizes": sizes, **facts, "origin": self.origin}
+        )
 
     def _write(self, name: str, values: list[int] | np.ndarray) -> None:
         _file(self._directory, name).write_bytes(np.asarray(values, dtype=_TYPES[name]).tobytes())

@@ -193,5 +193,6 @@ def make_plan(job: FineTuneJob, profile: TrainingProfileSpec, chat_template: Cha
         sources=sources,
         paths=Paths(cache=CACHE_MOUNT, output=f"{VOLUME_MOUNT}/{directory}"),
         chat_template=chat_template,
+        created=job.metadata.creation_timestamp,
     )
     return Plan(job, profile, config, tuple(claims), tuple(config_maps), tuple(secrets))

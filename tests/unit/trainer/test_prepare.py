@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,35 @@ def test_a_named_template_on_a_base_model_takes_its_end_of_turn(job: TrainerConf
     prepare(edited(job, model=local_model(tiny_base), template=TemplateSpec(name="chatml")))
     found = load_prepared(job)
     assert (found.replace_eos, found.eos_token, found.stop_token_ids) == (True, "<|im_end|>", (2, 0))
+
+
+@pytest.mark.parametrize("name", ["granite3_3", "auto", "chatml"])
+def test_data_depend_on_the_day_only_where_the_template_writes_it(
+    job: TrainerConfig, tiny: Path, tmp_path: Path, name: str
+) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    jinja = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%Y-%m-%d') }}\n" + jinja)
+    tokenizer = load_tokenizer(model, trust_remote_code=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end_of_text|>"]})
+    tokenizer.save_pretrained(model)
+    settings = json.loads((model / "config.json").read_text()) | {"vocab_size": len(tokenizer)}
+    (model / "config.json").write_text(json.dumps(settings))
+    made = []
+    for day in ("2024-02-29", "2025-01-01"):
+        template = TemplateSpec(name=name, date=day)
+        dated = edited(job, model=local_model(model), template=template)
+        report = prepare(dated).dataset
+        assert report is not None
+        made.append(report)
+        store = load_prepared(dated)
+        text = tokenizer.decode(store.train[0].input_ids)
+        written = {"granite3_3": f"{date.fromisoformat(day):%B %d, %Y}", "auto": day, "chatml": ""}[name]
+        assert written in text
+        manifest = json.loads((store.directory / "manifest.json").read_text())
+        assert manifest["origin"]["wording"]["date"] == (day if written else None)
+        assert "strftime_now" in str(store.chat_template) or name == "chatml"  # the export writes the day of serving
+    assert (made[0].digest == made[1].digest) == (name == "chatml") == made[1].reused
 
 
 # Bad input.
