@@ -183,11 +183,11 @@ def test_parquet_from_a_server_that_gives_no_parts_is_refused_by_name(web: FileS
 
 @pytest.mark.parametrize("name", KINDS)
 def test_memory_does_not_grow_with_the_source(web: FileServer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four times the rows take no more at the peak."""
+    """Three times the rows take no more at the peak."""
     for module in (streams, row_files):
         monkeypatch.setattr(module, "BUFFER_BYTES", 2**14)
     peaks = []
-    for times in (4, 16):
+    for times in (3, 9):
         numbers = random.Random(times)  # noqa: S311 - that do not compress: else a page of a table holds ever more rows
         rows = [row | {"output": row["output"] + numbers.randbytes(20).hex()} for row in ROWS * times]
         web.files[f"/data/{name}"] = content_of(name, rows)
