@@ -69,17 +69,18 @@ def ours(options: argparse.Namespace, template: str = "chatml") -> Callable[[], 
     from finetune_trainer.filling import fill  # noqa: PLC0415
     from finetune_trainer.prepared import StoreWriter  # noqa: PLC0415
     from finetune_trainer.sources import find_sources  # noqa: PLC0415
-    from finetune_trainer.tokenizer import load_tokenizer  # noqa: PLC0415
+    from finetune_trainer.tokenizer import load_tokenizer, vocabulary_size  # noqa: PLC0415
     from finetune_trainer.wording import find_wording  # noqa: PLC0415
 
     tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=False)
 
+    vocabulary = vocabulary_size(tokenizer)
     wording = find_wording(configuration(options.tokenizer, options.rows, Path("/"), template), tokenizer)
 
     def run() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             config = configuration(options.tokenizer, options.rows, Path(scratch), template)
-            with StoreWriter(Path(scratch)) as writer:
+            with StoreWriter(Path(scratch), vocabulary=vocabulary) as writer:
                 status = fill(writer, config, find_sources(config), wording.encoder, tokenizer,
                               stops=wording.stop_token_ids,
                               tokenizer_directory=options.tokenizer, processes=options.processes)  # fmt: skip

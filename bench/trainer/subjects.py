@@ -57,14 +57,16 @@ def make_data(config: Any, model: Path, kind: str, length: int, vocabulary: int)
 
     random = np.random.default_rng(0)
     directory = prepared_directory(config, f"bench-{kind}-{length}")
-    with new_store(directory) as writer:
+    with new_store(directory, vocabulary=vocabulary) as writer:
         if kind == "rows":
             lengths, shares = np.full(96, length), np.zeros(96)
         else:
             lengths = np.clip(random.lognormal(5.6, 0.8, 3000), 24, length).astype(int)
             shares = random.uniform(0.2, 0.7, 3000)
         for size, share in zip(lengths.tolist(), shares.tolist(), strict=True):
-            writer.add(random.integers(2, vocabulary, size), np.arange(size) >= max(1, int(share * size)))
+            trained = np.arange(size) >= max(1, int(share * size))
+            row = len(writer.lengths) + 1
+            writer.extend(random.integers(2, vocabulary, size), trained, [size], desirable=[], rows=[row])
         every = np.arange(len(lengths))
         train = one_each(every) if kind == "rows" else pack(every, writer.lengths, length, seed=0)
         status = DatasetStatus(samples=len(lengths), sequences=len(train))

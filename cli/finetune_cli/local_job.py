@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def plan(
                 columns=source.columns,
                 split=source.split,
                 weight=source.weight,
+                max_samples=source.max_samples,
                 sha256=source.sha256,
                 token_env=None if uri.scheme == "s3" else token(source.secret_ref, f"{place}.secretRef"),
                 credentials_env=credentials(source.secret_ref, f"{place}.secretRef") if uri.scheme == "s3" else None,
@@ -166,6 +168,7 @@ def plan(
             sources=sources,
             paths=Paths(cache=str(cache.absolute()), output=str(output.absolute())),
             chat_template=_chat_template(job, documents),
+            created=job.metadata.creation_timestamp or datetime.now(UTC).isoformat(),
         ),
         files=files,
         notes=notes,

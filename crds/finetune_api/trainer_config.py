@@ -82,6 +82,8 @@ class ResolvedSource(ApiModel):
     """Split."""
     weight: float | None = None
     """Share."""
+    max_samples: int | None = None
+    """Rows to take, the first ones."""
     sha256: str | None = None
     """What the one file must hash to."""
     token_env: str | None = None
@@ -112,6 +114,7 @@ class TrainerConfig(ApiModel):
     max_length: int = 2048
     packing: bool = False
     validation: ValidationSpec = ValidationSpec()
+    streaming: bool = False
     on_error: Literal["fail", "skip"] = "fail"
     method: MethodSpec
     quantization: QuantizationSpec | None = None
@@ -144,12 +147,16 @@ def resolve_config(
     sources: list[ResolvedSource],
     paths: Paths,
     chat_template: ChatTemplateSpec | None = None,
+    created: str | None = None,
 ) -> TrainerConfig:
     """Make the trainer's configuration from a valid ``spec``.
 
     The caller, the operator's plan or ``finetune run``, says what only it can know: where the model, the data and
-    the directories are, and what ``template.ref`` names.
+    the directories are, what ``template.ref`` names, and when the job was ``created`` (RFC 3339).
     """
+    template = spec.template
+    if template.date is None and created is not None:
+        template = template.model_copy(update={"date": created[:10]})
     return TrainerConfig(
         job=job,
         stage=spec.stage,
@@ -159,11 +166,12 @@ def resolve_config(
         max_length=spec.dataset.max_length,
         packing=spec.dataset.packing,
         validation=spec.dataset.validation,
+        streaming=spec.dataset.streaming,
         on_error=spec.dataset.on_error,
         method=spec.resolved_method,
         quantization=spec.quantization,
         precision=spec.precision,
-        template=spec.template,
+        template=template,
         chat_template=chat_template or spec.template.inline,
         acceleration=spec.acceleration,
         hyperparameters=spec.hyperparameters,

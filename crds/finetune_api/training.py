@@ -70,6 +70,8 @@ class DatasetSource(ApiModel):
     """Share of this source in the mix, relative to the others' weights. Unset everywhere: each row is used once. Else
     an epoch has as many samples as there are, and of each source its share of them: fewer of its samples, chosen by
     the seed, or some of them again. Where others have a weight, unset means 1."""
+    max_samples: Annotated[int, Field(ge=1, le=2**40)] | None = None
+    """Rows to take of this source, its first ones; unset takes all. What is streamed is read no further."""
     sha256: Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
     """SHA-256 that the source's one file must have, in hex."""
     secret_ref: SecretKeyRef | None = None
@@ -97,6 +99,10 @@ class DatasetSpec(ApiModel):
     """Put several samples into one sequence. They neither see each other nor share positions."""
     validation: ValidationSpec = ValidationSpec()
     """Held-out rows."""
+    streaming: bool = False
+    """Read sources on the hub, over HTTP and in object stores as they come, row by row, instead of keeping a copy on
+    the cache volume first: for sets that are larger than it. What is prepared of them, two to four bytes a token, must
+    have room. Sources on claims are read where they are either way."""
     on_error: Literal["fail", "skip"] = "fail"
     """What a row that cannot be read does: `fail` the job, naming file, row and field, or `skip` it, counted by reason
     in `status.dataset.dropped`. What is wrong with a file as a whole fails the job either way."""
@@ -194,6 +200,9 @@ class TemplateSpec(ApiModel):
     """Train on the user's turns too."""
     mask_history: bool = False
     """Train on the last assistant turn alone, its calls of tools included."""
+    date: Annotated[str, StringConstraints(max_length=10, pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")] | None = None
+    """Day, as YYYY-MM-DD, that templates which write today's date (by `strftime_now`) write in training. Unset: the day
+    of the job's creation, in UTC. In serving it is the day of serving."""
 
 
 class PreferenceSpec(ApiModel):

@@ -40,7 +40,6 @@ _CLOCK = (
 
 EXAMPLES: dict[str, Example] = {
     "smollm": Example("the tokenizer of SmolLM2-135M-Instruct", _CHATML),
-    "qwen2_audio": Example("arXiv 2407.10759 and the model card of Qwen2-Audio-7B-Instruct", _CHATML),
     "minicpm_v": Example("the model card of MiniCPM-V 2.6", _CHATML),
     "llava_next": Example("the model card of llava-v1.6-vicuna-7b-hf", _VICUNA),
     "llava_next_video": Example("the model card of LLaVA-NeXT-Video-7B-hf", _VICUNA),
@@ -65,8 +64,8 @@ EXAMPLES: dict[str, Example] = {
         "<unk>Be brief.reserved_0Hireserved_1Hello!</s>reserved_0Byereserved_1See you.</s>",
     ),
     "telechat": Example(
-        "arXiv 2401.03804 and the model's generation_utils.py",
-        "<_system>Be brief.<_end><_user>Hi<_bot>Hello!<_end><_user>Bye<_bot>See you.<_end>",
+        "arXiv 2401.03804, the model's generation_utils.py and, for the system message, TeleChat2's template",
+        "<_system>Be brief.\n<_user>Hi<_bot>Hello!<_end><_user>Bye<_bot>See you.<_end>",
     ),
     "xverse": Example(
         "modeling_xverse.py of XVERSE-13B-Chat",

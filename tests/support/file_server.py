@@ -160,14 +160,16 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             self._send(status, answer.encode(), {"Content-Type": "application/xml"}, body=body)
 
         def _send(self, status: int, data: bytes, headers: dict[str, str], *, body: bool) -> None:
+            # Before anything is sent: the client may ask again as soon as it has the headers.
+            cut = server.break_off_after.pop(0) if body and data and server.break_off_after else None
             self.send_response(status)
             for key, value in (headers | {"Content-Length": str(len(data))}).items():
                 self.send_header(key, value)
             self.end_headers()
             if not body:
                 return
-            if server.break_off_after and data:
-                self.wfile.write(data[: server.break_off_after.pop(0)])
+            if cut is not None:
+                self.wfile.write(data[:cut])
                 self.close_connection = True
                 return
             self.wfile.write(data)

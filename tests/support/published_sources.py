@@ -214,5 +214,6 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "llama2": (Source("fschat", "llama-2", adds_bos=True, **_S),),
     "llama2_zh": (Source("fschat", "chinese-alpaca2", adds_bos=True, **_S),),
     "glm4_7": (Source("llama.cpp", "GLM-4.7-Flash", ALL, thinking="enable_thinking"),),
+    "qwen2_audio": (Source("transformers", "qwen2_audio", parts=("audio",)),),
     "minimax2": (Source("llama.cpp", "MiniMax-M2", ALL),),
 }

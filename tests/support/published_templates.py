@@ -1,6 +1,7 @@
 """The formats as the models' makers publish them, out of packages that carry them.
 
-No hub is reached: the published Jinja lies in PyPI packages. trl (installed) has the originals that it compares with;
+No hub is reached: the published Jinja lies in PyPI packages. trl (installed) has the originals that it compares with,
+and transformers one that a processor falls back to;
 the source of llama-cpp-python has llama.cpp's ``models/templates`` and the templates that its test holds as C strings;
 axolotl and vLLM carry further ones. fschat has the formats of models that are older than templates, as Python. Each
 archive is pinned by hash and read once; the few texts wanted of it are kept in the cache.
@@ -26,6 +27,7 @@ from typing import Any, cast
 
 from package_archives import cache_directory, download
 from published_sources import SOURCES, Source
+from transformers.models.qwen2_audio.processing_qwen2_audio import Qwen2AudioProcessor
 from transformers.utils.chat_template_utils import render_jinja_template
 
 
@@ -118,6 +120,8 @@ def _texts(package: str) -> dict[str, str]:
             for file in folder.iterdir()
             if file.name.endswith(".jinja")
         }
+    if package == "transformers":
+        return {"qwen2_audio": Qwen2AudioProcessor.default_chat_template.fget(None)}
     texts: dict[str, str] = {}
     for path, text in _files(package).items():
         if path.endswith(".cpp"):

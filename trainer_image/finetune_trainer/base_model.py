@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.files import sha256_file
+from finetune_trainer.files import read_json, sha256_file
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -51,6 +51,17 @@ def wanted_files(names: list[str], *, allow_pickle: bool, code: bool) -> list[st
     if code:
         wanted += [name for name in names if name.endswith(".py")]
     return sorted(wanted)
+
+
+def ending_tokens(directory: Path) -> tuple[int, ...]:
+    """Ids at which the model's ``generation_config.json`` stops; none where there is no such file, or it is broken."""
+    try:
+        settings = read_json(directory / "generation_config.json")
+    except ValueError:
+        return ()
+    ends = settings.get("eos_token_id") if isinstance(settings, dict) else None
+    found = ends if isinstance(ends, list) else [ends]
+    return tuple(end for end in found if isinstance(end, int))
 
 
 def inspect_model(directory: Path, *, trust_remote_code: bool, allow_pickle: bool) -> BaseModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -34,6 +34,31 @@ class UnreachableError(Exception):
     """The server does not answer, or answers that it cannot now: worth another attempt."""
 
 
+class Patience:
+    """Counts attempts that brought nothing, and waits between them."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._failures = 0
+
+    def progress(self) -> None:
+        """A byte has come."""
+        self._failures = 0
+
+    def failed(self, error: UnreachableError, at: int) -> None:
+        """Wait for the next attempt, from byte ``at``.
+
+        Raises:
+            UnreachableError: the same, where there were enough.
+        """
+        self._failures += 1
+        if self._failures >= ATTEMPTS:
+            raise error
+        pause = WAIT_SECONDS * 2 ** (self._failures - 1)
+        log.warning("%s: %s; again in %.0f s, from byte %s", self._url, error, pause, at)
+        time.sleep(pause)
+
+
 @dataclass
 class Answer:
     """What a server has for a file."""
@@ -47,18 +72,21 @@ class Answer:
     chunks: Iterator[bytes] = field(default_factory=lambda: iter(()))
     unchanged: bool = False
     """True where the file is the one that was known; there are no chunks then."""
+    close: Callable[[], None] = lambda: None
+    """Ends the connection, whether all chunks were read or not."""
 
 
 class Remote(Protocol):
     """A file elsewhere."""
 
-    def open(self, *, offset: int, validator: str | None, known: str | None) -> Answer:
+    def open(self, *, offset: int, validator: str | None, known: str | None, length: int | None = None) -> Answer:
         """Ask for the file.
 
         Args:
             offset: where to begin, as long as the file is still that of ``validator``.
             validator: of a part that is here.
             known: validator of a whole copy that is here.
+            length: bytes that are wanted; more may come. All unless given.
 
         Raises:
             UnreachableError: also while ``chunks`` are read.
@@ -96,11 +124,21 @@ def check_sha256(file: Path, wanted: str, field: str, uri: str) -> None:
     """
     found = sha256_file(file)
     if found != wanted:
-        raise TrainerError(
-            ExitCode.DATASET_INVALID,
-            f"{field}: {uri} has the SHA-256 {found}, where spec says {wanted}: the file has changed or is damaged. "
-            "Put the right file there, or correct sha256",
-        )
+        raise differs(found, wanted, field, uri)
+
+
+def differs(found: str, wanted: str, field: str, uri: str) -> TrainerError:
+    """The refusal of a file that hashes to ``found``."""
+    return TrainerError(
+        ExitCode.DATASET_INVALID,
+        f"{field}: {uri} has the SHA-256 {found}, where spec says {wanted}: the file has changed or is damaged. "
+        "Put the right file there, or correct sha256",
+    )
+
+
+def file_name(url: str) -> str:
+    """Name of the file behind ``url``, by which its kind is known and its rows are named."""
+    return PurePosixPath(unquote(urlsplit(url).path)).name or "rows"
 
 
 @contextmanager
@@ -118,7 +156,7 @@ class _Download:
         self._place = place
         self._sha256 = sha256
         self._field = field
-        self._name = PurePosixPath(unquote(urlsplit(url).path)).name or "rows"
+        self._name = file_name(url)
         self._part = place / "part"
         self._about_part = place / "part.json"
 
@@ -155,7 +193,7 @@ class _Download:
 
     def _fetch(self, known: str | None) -> str | None:
         """Bring the whole file into the part; its validator, or "" where it has none. None: the known copy is right."""
-        failures = 0
+        patience = Patience(self._url)
         while True:
             before = self._size()
             try:
@@ -164,12 +202,9 @@ class _Download:
                     return None
                 self._write(answer)
             except UnreachableError as error:
-                failures = 1 if self._size() > before else failures + 1
-                if failures >= ATTEMPTS:
-                    raise
-                pause = WAIT_SECONDS * 2 ** (failures - 1)
-                log.warning("%s: %s; again in %.0f s, from byte %s", self._url, error, pause, self._size())
-                time.sleep(pause)
+                if self._size() > before:
+                    patience.progress()
+                patience.failed(error, self._size())
             else:
                 return answer.validator or ""
 

@@ -22,10 +22,15 @@ from finetune_trainer.tokenizer import Span, SpecialTokenInTextError, TextEncode
 TOO_LONG = "first exchange longer than maxLength"
 SPECIAL_TEXT = "text holds a special token"
 NOTHING_TO_TRAIN = "no token to train on"
+ENDLESS = "no answer that is trained to end"
 
 
 class DroppedError(Exception):
     """A sample that cannot be trained on; the message is the reason that is counted."""
+
+
+class UntrainedError(DroppedError):
+    """A sample whose mask is wrong: nothing of it is trained, or nothing that ends an answer."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class ConversationEncoder:
         in samples of their own (:mod:`finetune_trainer.templates.served`), but for prompts that are trained too.
 
         Raises:
-            DroppedError: not even the first exchange fits, or nothing in it is trained.
+            DroppedError: not even the first exchange fits.
+            UntrainedError: nothing in it is trained.
             TrainerError: TEMPLATE_INVALID.
         """
         whole, *parts = self._render(messages, tools)
@@ -86,7 +92,7 @@ class ConversationEncoder:
             if rendered.trained.any():
                 samples.append(rendered)
         if not samples:
-            raise DroppedError(NOTHING_TO_TRAIN)
+            raise UntrainedError(NOTHING_TO_TRAIN)
         return [Encoded(sample.ids, sample.trained, truncated and sample is samples[0]) for sample in samples]
 
     def _cut(

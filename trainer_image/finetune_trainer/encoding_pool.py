@@ -67,7 +67,10 @@ def encoded_batches(
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process is one processor's
     pool = ProcessPoolExecutor(
-        processes, context, initializer=start_worker, initargs=(config.to_json(), str(tokenizer_directory))
+        processes,
+        context,
+        initializer=start_worker,
+        initargs=(config.to_json(), str(tokenizer_directory), tuple(here.stops)),
     )
     try:
         yield from _in_order(pool, batches, processes * _UNDER_WAY)

@@ -52,7 +52,8 @@ def check_served(directory: Path, config: TrainerConfig, prepared: Prepared) -> 
         return
     exported = load_tokenizer(directory, trust_remote_code=config.model.trust_remote_code)
     trained = load_tokenizer(prepared.model_directory, trust_remote_code=config.model.trust_remote_code)
-    template = resolve_template(config.template, trained, config.chat_template)
+    today = config.template.model_copy(update={"date": None})  # as it is where it is served
+    template = resolve_template(today, trained, config.chat_template)
     encoder = TextEncoder(trained)
     options: dict[str, Any] = {"default_system": config.template.system, "thinking": config.template.thinking}
     for number, (messages, tools) in enumerate(_SAMPLES):

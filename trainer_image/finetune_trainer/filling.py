@@ -51,15 +51,15 @@ def fill(
         encoder: of the job's wording.
         tokenizer: of the model.
         tokenizer_directory: where further processes find it.
-        stops: tokens that end an answer or a text; one of them must be trained at least once.
+        stops: tokens that end an answer or a text; each row must train one of them.
         processes: how many; as many as are worth while unless given.
 
     Raises:
         TrainerError: DATASET_INVALID, NO_SUPERVISED_TOKENS, TEMPLATE_INVALID.
     """
     count = processes or processes_for(sum(source.size for source in sources))
-    here = BatchEncoder(config, encoder)
-    filling = _Filling(writer, config, sources, tokenizer, stops)
+    here = BatchEncoder(config, encoder, stops)
+    filling = _Filling(writer, config, sources, tokenizer)
     read = chain.from_iterable(batched(index, source.rows()) for index, source in enumerate(sources))
     # The libraries' million objects stay: looking through them for garbage costs a fifth of the time.
     gc.freeze()
@@ -123,14 +123,11 @@ class _Filling:
         config: TrainerConfig,
         sources: Sequence[FoundSource],
         tokenizer: Any,
-        stops: Sequence[int],
     ) -> None:
         self._writer = writer
         self._config = config
         self._sources = sources
         self._tokenizer = tokenizer
-        self._stops = np.array(stops, dtype=np.int64)
-        self._ends = False
         self._rows = [0] * len(sources)
         self._highest = 0
         # One entry a unit: what belongs into one sequence where nothing is packed.
@@ -156,7 +153,6 @@ class _Filling:
         desirable = [unit.desirable for unit in batch.units for _ in unit.lengths if unit.desirable is not None]
         self._writer.extend(batch.ids, batch.trained, lengths, desirable=desirable, rows=rows)
         self._highest = max(self._highest, int(batch.ids.max()))
-        self._ends = self._ends or bool(np.isin(batch.ids[batch.trained], self._stops).any())
         for unit in batch.units:
             self._starts.append(self._starts[-1] + len(unit.lengths))
             self._ranks.append(unit.rank)
@@ -227,17 +223,6 @@ class _Filling:
         chosen = np.sort(order[:held_out])
         return np.setdiff1d(np.arange(count, dtype=np.int64), chosen), chosen
 
-    def _refuse_endless(self) -> None:
-        """A model that never sees an answer end never ends one. Answers of pairs may all be cut."""
-        if self._ends or self._config.stage not in ("sft", "pt"):
-            return
-        ends = ", ".join(self._tokenizer.convert_ids_to_tokens(self._stops.tolist()))
-        raise TrainerError(
-            ExitCode.TEMPLATE_INVALID,
-            f"spec.template: no row's answer is trained to end: of {ends} none is among the trained tokens of any row. "
-            "The model would never stop. Name a template that ends answers, or correct the tokenizer's eos_token",
-        )
-
     def _refuse_nothing(self) -> None:
         for index, source in enumerate(self._sources):
             if self._rows[index] == 0:
@@ -246,7 +231,6 @@ class _Filling:
                     f"spec.dataset.sources[{index}].uri: there are no rows in {source.source.uri}",
                 )
         if sum(self._writer.supervised) > 0:
-            self._refuse_endless()
             return
         names = ", ".join(source.source.uri for source in self._sources)
         reasons = "; ".join(f"{row.reason}: {row.count} (first {row.first})" for row in self._dropped.status())

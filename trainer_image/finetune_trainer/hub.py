@@ -99,7 +99,7 @@ def fetch_model(repository: Repository, cache: Path, *, allow_pickle: bool, code
     except UnreachableError as error:
         directory = _from_cache(repository, hub, error)
         if not (directory / "config.json").exists():
-            raise _unreachable(repository, error, "the cache's copy is not complete") from error
+            raise unreachable(repository, error, "the cache's copy is not complete") from error
     return directory, directory.name
 
 
@@ -145,7 +145,7 @@ def fetch_files(repository: Repository, path: str, split: str, cache: Path) -> l
         names = sorted(_ask(repository))
         wanted = [path] if path else choose_rows(names, split, repository)
         if path and path not in names:
-            raise _no_such_file(repository, path, names)
+            raise no_such_file(repository, path, names)
         with _told(repository), writing_to(hub, "cache"):
             return [
                 Path(
@@ -166,7 +166,7 @@ def fetch_files(repository: Repository, path: str, split: str, cache: Path) -> l
         names = sorted(file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file())
         wanted = [path] if path else choose_rows(names, split, repository)
         if gone := [*(set(wanted) - set(names)), *_missing_shards(wanted)]:
-            raise _unreachable(repository, error, f"the cache's copy has no {gone[0]}") from error
+            raise unreachable(repository, error, f"the cache's copy has no {gone[0]}") from error
         return [snapshot / name for name in wanted]
 
 
@@ -186,7 +186,7 @@ def choose_rows(names: list[str], split: str, repository: Repository) -> list[st
     one_file = len({(shard[1], shard[3], shard[4]) for shard in shards if shard}) == 1 and all(shards)
     if len(chosen) == 1 or one_file:
         return chosen
-    raise _no_such_file(repository, "", names)
+    raise no_such_file(repository, "", names)
 
 
 def _missing_shards(names: list[str]) -> list[str]:
@@ -198,7 +198,7 @@ def _missing_shards(names: list[str]) -> list[str]:
     return [name for name in every if name not in names]
 
 
-def _no_such_file(repository: Repository, path: str, names: list[str]) -> TrainerError:
+def no_such_file(repository: Repository, path: str, names: list[str]) -> TrainerError:
     listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
     problem = (
         f"has no {path}"
@@ -212,7 +212,17 @@ def _no_such_file(repository: Repository, path: str, names: list[str]) -> Traine
 
 
 def _ask(repository: Repository) -> dict[str, int]:
-    """The revision's files and their sizes: the first question, by which the hub is found to answer or not."""
+    """The revision's files and their sizes."""
+    return {file.rfilename: file.size or 0 for file in info(repository).siblings or []}
+
+
+def info(repository: Repository) -> Any:
+    """The revision, as huggingface_hub tells of it: the first question, by which the hub is found to answer or not.
+
+    Raises:
+        UnreachableError: it does not.
+        TrainerError: as :func:`fetch_files`.
+    """
     api = HfApi(endpoint=constants.ENDPOINT, token=repository.token)
     timeout = float(constants.HF_HUB_ETAG_TIMEOUT)
 
@@ -226,8 +236,7 @@ def _ask(repository: Repository) -> dict[str, int]:
         )
 
     with _told(repository):
-        info = _within(ANSWER_SECONDS, ask)
-    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+        return _within(ANSWER_SECONDS, ask)
 
 
 def _within(seconds: float, call: Callable[[], Found]) -> Found:
@@ -337,7 +346,7 @@ def _from_cache(repository: Repository, hub: Path, error: UnreachableError) -> P
     """
     snapshot = _cached(repository, hub)
     if snapshot is None:
-        raise _unreachable(repository, error, "the cache has no copy") from error
+        raise unreachable(repository, error, "the cache has no copy") from error
     log.warning("%s; using the cache's copy of the %s, commit %s", error, repository.title, snapshot.name[:12])
     return snapshot
 
@@ -354,7 +363,7 @@ def _cached(repository: Repository, hub: Path) -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def _unreachable(repository: Repository, error: UnreachableError, cache: str) -> TrainerError:
+def unreachable(repository: Repository, error: UnreachableError, cache: str) -> TrainerError:
     return TrainerError(
         ExitCode.HUB_UNREACHABLE,
         f"{repository.field}: {error}, and {cache} of the {repository.title}. Check the pod's network, or set "

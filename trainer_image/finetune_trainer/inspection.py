@@ -44,11 +44,12 @@ def inspect(config: TrainerConfig, *, count: int, picture: Path | None = None) -
         TrainerError: as :func:`finetune_trainer.prepare.prepare`, of the data and the template.
     """
     # Late: the Hugging Face libraries read their environment when they are imported.
+    from finetune_trainer.base_model import ending_tokens  # noqa: PLC0415
     from finetune_trainer.filling import fill  # noqa: PLC0415
     from finetune_trainer.picture import draw_lengths  # noqa: PLC0415
     from finetune_trainer.prepared import StoreWriter, sample_store  # noqa: PLC0415
     from finetune_trainer.sources import find_sources, find_tokenizer  # noqa: PLC0415
-    from finetune_trainer.tokenizer import load_tokenizer  # noqa: PLC0415
+    from finetune_trainer.tokenizer import load_tokenizer, vocabulary_size  # noqa: PLC0415
     from finetune_trainer.wording import find_wording  # noqa: PLC0415
 
     check_supported(config)
@@ -58,7 +59,7 @@ def inspect(config: TrainerConfig, *, count: int, picture: Path | None = None) -
     tokenizer = load_tokenizer(directory, trust_remote_code=config.model.trust_remote_code)
     wording = find_wording(config, tokenizer)
     with tempfile.TemporaryDirectory(prefix="finetune-inspect-") as scratch:
-        with StoreWriter(Path(scratch)) as writer:
+        with StoreWriter(Path(scratch), vocabulary=vocabulary_size(tokenizer)) as writer:
             dataset = fill(
                 writer,
                 config,
@@ -66,7 +67,7 @@ def inspect(config: TrainerConfig, *, count: int, picture: Path | None = None) -
                 wording.encoder,
                 tokenizer,
                 tokenizer_directory=directory,
-                stops=wording.stop_token_ids,
+                stops=[*wording.stop_token_ids, *ending_tokens(directory)],
             )
         store = sample_store(Path(scratch))
         lengths = _lengths(store.lengths, config.max_length)

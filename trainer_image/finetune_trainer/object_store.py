@@ -102,7 +102,7 @@ class ObjectFile:
         self._bucket = bucket
         self._path = path
 
-    def open(self, *, offset: int, validator: str | None, known: str | None) -> Answer:
+    def open(self, *, offset: int, validator: str | None, known: str | None, length: int | None = None) -> Answer:
         """As :meth:`finetune_trainer.downloads.Remote.open`."""
         try:
             file = self._bucket.system.open_input_file(self._path)
@@ -111,15 +111,16 @@ class ObjectFile:
                 file.close()
                 return Answer(validator=known, unchanged=True)
             start = offset if offset and tag == validator and tag else 0
-            return Answer(tag, file.size(), start, self._chunks(file, start))
+            chunks = self._chunks(file, start, _CHUNK if length is None else min(length, _CHUNK))
+            return Answer(tag, file.size(), start, chunks, close=file.close)
         except OSError as error:
             raise self._bucket.meaning(error) from error
 
-    def _chunks(self, file: Any, start: int) -> Iterator[bytes]:
+    def _chunks(self, file: Any, start: int, size: int) -> Iterator[bytes]:
         with file:
             try:
                 file.seek(start)
-                while chunk := file.read(_CHUNK):
+                while chunk := file.read(size):
                     yield chunk
             except OSError as error:
                 raise self._bucket.meaning(error) from error

@@ -17,7 +17,7 @@ from finetune_api.reports import TerminationReport
 from finetune_api.status import DatasetStatus, MemoryStatus, ModelStatus
 from finetune_api.trainer_config import TrainerConfig
 
-from finetune_trainer.base_model import BaseModel, inspect_model
+from finetune_trainer.base_model import BaseModel, ending_tokens, inspect_model
 from finetune_trainer.dequantize import trainable_weights
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.files import sha256_file
@@ -32,9 +32,10 @@ from finetune_trainer.prepared import (
     write_handover,
 )
 from finetune_trainer.sources import FoundSource, find_model, find_sources
+from finetune_trainer.streams import StreamedFile
 from finetune_trainer.supported import check_supported
 from finetune_trainer.templates import find_declared
-from finetune_trainer.tokenizer import fingerprint, load_tokenizer
+from finetune_trainer.tokenizer import fingerprint, load_tokenizer, vocabulary_size
 from finetune_trainer.volumes import check_writable
 from finetune_trainer.wording import Wording, find_wording
 
@@ -68,12 +69,16 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     tokenizer = load_tokenizer(found.directory, trust_remote_code=config.model.trust_remote_code)
     wording = find_wording(config, tokenizer)
 
-    digest = _digest(config, sources, wording, tokenizer)
+    # Where a conversation ends with calls, the token behind them may be one that the base alone knows as an end.
+    ends = tuple(dict.fromkeys([*wording.stop_token_ids, *ending_tokens(found.directory)]))
+    facts = _facts(config, sources, wording, tokenizer, ends)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     directory = prepared_directory(config, digest)
     store = read_store(directory)
     reused = store is not None
     if store is None:
-        with writing_to(directory, "cache"), new_store(directory) as writer:
+        with writing_to(directory, "cache"), new_store(directory, vocabulary=vocabulary_size(tokenizer)) as writer:
+            writer.origin = facts
             fill(
                 writer,
                 config,
@@ -81,7 +86,7 @@ def prepare(config: TrainerConfig) -> TerminationReport:
                 wording.encoder,
                 tokenizer,
                 tokenizer_directory=found.directory,
-                stops=wording.stop_token_ids,
+                stops=ends,
             )
         store = read_store(directory)
         if store is None:
@@ -127,12 +132,15 @@ def _check_fit(base: BaseModel, store: dict[str, Any]) -> None:
         log.warning("the longest sample has %s tokens, and the model was made for %s", longest, base.longest)
 
 
-def _digest(config: TrainerConfig, sources: Sequence[FoundSource], wording: Wording, tokenizer: Any) -> str:
-    """Hash of all that the prepared data follows from, and of no path."""
-    facts = {
+def _facts(
+    config: TrainerConfig, sources: Sequence[FoundSource], wording: Wording, tokenizer: Any, ends: Sequence[int]
+) -> dict[str, Any]:
+    """All that the prepared data follows from, and no path: its hash names them, and the manifest holds it."""
+    return {
         "layout": LAYOUT,
         "tokenizer": fingerprint(tokenizer),
         "wording": wording.facts,
+        "ends": sorted(ends),
         "maxLength": config.max_length,
         "packing": config.packing,
         "validation": config.validation.fraction,
@@ -143,12 +151,16 @@ def _digest(config: TrainerConfig, sources: Sequence[FoundSource], wording: Word
                 "format": found.source.format,
                 "weight": found.source.weight,
                 "columns": found.source.columns,
-                "files": [[file.name, sha256_file(file)] for file in found.files],
+                "maxSamples": found.source.max_samples,
+                "files": [[file.name, _content(file)] for file in found.files],
             }
             for found in sources
         ],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _content(file: Path | StreamedFile) -> str | list[Any]:
+    return sha256_file(file) if isinstance(file, Path) else file.identity
 
 
 def _tell(dataset: DatasetStatus) -> None:

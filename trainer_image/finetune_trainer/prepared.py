@@ -1,8 +1,9 @@
 """The tokenized data: one directory by content, memory-mapped, made by prepare and read by train.
 
-``<cache>/prepared/<digest>/`` holds the samples one behind another (``tokens``, ``trained``, ``starts``) and, for
-training and validation, which samples make up each sequence (``*_members``, ``*_starts``). A pair of answers is two
-samples and one sequence, the chosen one first. ``desirable`` says of each sample whether its answer is good, where the
+``<cache>/prepared/<digest>/`` holds the samples one behind another (``tokens``, two bytes each where the vocabulary
+fits and four else; ``trained``, a bit each; ``starts``; ``supervised``, how many are trained) and, for training and
+validation, which samples make up each sequence (``*_members``, ``*_starts``). A pair of answers is two samples and one
+sequence, the chosen one first. ``desirable`` says of each sample whether its answer is good, where the
 rows say so; else it is empty. ``manifest.json`` has each file's size: a directory that does not match is as good as
 none.
 """
@@ -27,14 +28,15 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import read_json, whole_directory, write_json
 
-LAYOUT = 5
+LAYOUT = 6
 """Raise it when the layout or the meaning of the files changes: older stores are then made anew."""
 IGNORED = -100
 """Label of a token that is not trained on, as transformers wants it."""
 _TYPES: dict[str, np.dtype[Any]] = {
-    "tokens": np.dtype("<i4"),
+    "tokens": np.dtype("<u4"),
     "trained": np.dtype("u1"),
     "starts": np.dtype("<i8"),
+    "supervised": np.dtype("<i4"),
     "desirable": np.dtype("u1"),
     "rows": np.dtype("<i8"),
     "train_members": np.dtype("<i8"),
@@ -42,6 +44,10 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "validation_members": np.dtype("<i8"),
     "validation_starts": np.dtype("<i8"),
 }
+
+
+_NARROW = np.dtype("<u2")
+_NARROW_IDS = 2**16
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,9 @@ class SequenceSet:
 
     def __init__(self, directory: Path, part: str) -> None:
         """Open ``part``, which is ``train`` or ``validation``, of a store."""
-        self._tokens = _open(directory, "tokens")
-        self._trained = _open(directory, "trained")
-        self._sample_starts = _open(directory, "starts")
+        self._store = sample_store(directory)
+        self._supervised = _open(directory, "supervised")
         self._desirable = _open(directory, "desirable")
-        self._rows = _open(directory, "rows")
         self._members = _open(directory, f"{part}_members")
         self._starts = _open(directory, f"{part}_starts")
 
@@ -80,12 +84,12 @@ class SequenceSet:
         if not 0 <= index < len(self):
             raise IndexError(index)
         members = self._members[self._starts[index] : self._starts[index + 1]]
-        slices = [slice(int(self._sample_starts[i]), int(self._sample_starts[i + 1])) for i in members]
-        ids = np.concatenate([self._tokens[part] for part in slices]).astype(np.int64)
-        trained = np.concatenate([self._trained[part] for part in slices]).astype(bool)
-        lengths = np.array([part.stop - part.start for part in slices], dtype=np.int64)
+        samples = [self._store[int(member)] for member in members]
+        ids = np.concatenate([one[0] for one in samples]).astype(np.int64)
+        trained = np.concatenate([one[1] for one in samples])
+        lengths = np.array([len(one[0]) for one in samples], dtype=np.int64)
         desirable = bool(self._desirable[members[0]]) if len(self._desirable) else None
-        rows = tuple(dict.fromkeys(self._rows[members].tolist()))
+        rows = tuple(dict.fromkeys(one[2] for one in samples))
         return Sequence(ids, np.where(trained, ids, IGNORED), lengths, desirable, rows)
 
     @property
@@ -96,43 +100,51 @@ class SequenceSet:
     @property
     def tokens(self) -> int:
         """Tokens in all sequences."""
-        return int(np.diff(self._sample_starts)[self._members].sum())
+        return int(self._store.lengths[self._members].sum())
 
     @property
     def supervised_tokens(self) -> int:
         """Tokens that the loss is computed on."""
-        if not len(self._members):
-            return 0
-        by_sample = np.add.reduceat(self._trained, self._sample_starts[:-1], dtype=np.int64)
-        return int(by_sample[self._members].sum())
+        return int(self._supervised[self._members].sum(dtype=np.int64))
 
 
 @dataclass(frozen=True)
 class SampleStore:
     """Samples one by one, whatever the sequences."""
 
-    lengths: np.ndarray
-    """int64 (n,), tokens of each."""
     _tokens: np.ndarray
     _trained: np.ndarray
     _starts: np.ndarray
     _rows: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self._starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 (n,), tokens of each."""
+        return np.diff(self._starts)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Ids, whether each is trained, and the row of the data, counted from 1 over all sources."""
-        part = slice(int(self._starts[index]), int(self._starts[index + 1]))
-        return self._tokens[part], self._trained[part].astype(bool), int(self._rows[index])
+        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        first = _first_byte(start, index)
+        bits = np.unpackbits(self._trained[first : first + (end - start + 7) // 8], count=end - start)
+        return self._tokens[start:end], bits.astype(bool), int(self._rows[index])
 
 
 def sample_store(directory: Path) -> SampleStore:
     """The samples of the whole store in ``directory``."""
     starts = _open(directory, "starts")
-    return SampleStore(
-        np.diff(starts), _open(directory, "tokens"), _open(directory, "trained"), starts, _open(directory, "rows")
-    )
+    narrow = _file(directory, "tokens").stat().st_size == starts[-1] * _NARROW.itemsize
+    tokens = _open(directory, "tokens", _NARROW if narrow else None)
+    return SampleStore(tokens, _open(directory, "trained"), starts, _open(directory, "rows"))
+
+
+def _first_byte(start: int, index: int) -> int:
+    """Where in ``trained`` the sample with this number begins, whose first token is at ``start``: each has a byte to
+    spare, so that the place follows from the two."""
+    return start // 8 + index
 
 
 @dataclass(frozen=True)
@@ -159,13 +171,18 @@ class Prepared:
 class StoreWriter:
     """Writes samples as they come; memory holds their lengths alone."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, vocabulary: int) -> None:
+        """``vocabulary``: no token is as high."""
         self._directory = directory
+        self._type = _NARROW if vocabulary <= _NARROW_IDS else _TYPES["tokens"]
         self._files: dict[str, BinaryIO] = {}
-        self.lengths = array("q")
-        self.supervised = array("q")
+        self.lengths = array("i")
+        self.supervised = array("i")
         self.desirable = array("b")
         self._rows = array("q")
+        self._tokens = 0
+        self.origin: dict[str, Any] = {}
+        """What the data follow from; the manifest holds it."""
 
     def __enter__(self) -> Self:
         self._files = {name: _file(self._directory, name).open("wb") for name in ("tokens", "trained")}
@@ -175,38 +192,38 @@ class StoreWriter:
         for file in self._files.values():
             file.close()
 
-    def add(
-        self, ids: np.ndarray, trained: np.ndarray, *, desirable: bool | None = None, row: int | None = None
-    ) -> None:
-        """Append a sample, of the data's ``row``, or of one of its own. Of all samples it is said whether they are
-        desirable, or of none."""
-        self._files["tokens"].write(ids.astype(_TYPES["tokens"]).tobytes())
-        self._files["trained"].write(trained.astype(_TYPES["trained"]).tobytes())
-        self.lengths.append(len(ids))
-        self._rows.append(len(self.lengths) if row is None else row)
-        self.supervised.append(int(trained.sum()))
-        if desirable is not None:
-            self.desirable.append(desirable)
-
     def extend(
         self, ids: np.ndarray, trained: np.ndarray, lengths: Values[int], *, desirable: Values[bool], rows: Values[int]
     ) -> None:
         """Append samples, one behind another in ``ids`` and ``trained``; ``desirable`` is empty where the data do not
         say it."""
-        self._files["tokens"].write(ids.astype(_TYPES["tokens"], copy=False).tobytes())
-        self._files["trained"].write(trained.astype(_TYPES["trained"], copy=False).tobytes())
+        if len(ids) and int(ids.max()) > np.iinfo(self._type).max:
+            raise ValueError(f"token {ids.max()} of a vocabulary that was said to be smaller")
+        self._files["tokens"].write(ids.astype(self._type).tobytes())
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self._files["trained"].write(self._bits(trained, starts))
         counts = np.concatenate([[0], np.cumsum(trained, dtype=np.int64)])
         self.lengths.extend(lengths)
         self.supervised.extend(np.diff(counts[starts]).tolist())
         self.desirable.extend(desirable)
         self._rows.extend(rows)
+        self._tokens += len(ids)
+
+    def _bits(self, trained: np.ndarray, starts: np.ndarray) -> bytes:
+        """A bit a token, each sample where :func:`_first_byte` says."""
+        numbers = np.arange(len(starts)) + len(self.lengths)
+        bytes_ = (starts + self._tokens) // 8 + numbers
+        shift = (bytes_[:-1] - bytes_[0]) * 8 - starts[:-1]
+        bits = np.zeros((bytes_[-1] - bytes_[0]) * 8, dtype=np.uint8)
+        bits[np.arange(len(trained)) + np.repeat(shift, np.diff(starts))] = trained
+        return np.packbits(bits).tobytes()
 
     def finish(self, train: list[list[int]], validation: list[list[int]], facts: dict[str, Any]) -> None:
         """Write which samples make up which sequence, and at last the manifest with ``facts``."""
         for file in self._files.values():
             file.flush()
         self._write("starts", np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]))
+        self._write("supervised", np.frombuffer(self.supervised, dtype=np.int32))
         self._write("desirable", np.frombuffer(self.desirable, dtype=np.int8))
         self._write("rows", np.frombuffer(self._rows, dtype=np.int64))
         for part, sequences in (("train", train), ("validation", validation)):
@@ -214,17 +231,19 @@ class StoreWriter:
             counts = [len(members) for members in sequences]
             self._write(f"{part}_starts", np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
         sizes = {name: _file(self._directory, name).stat().st_size for name in _TYPES}
-        write_json(self._directory / "manifest.json", {"layout": LAYOUT, "sizes": sizes, **facts})
+        write_json(
+            self._directory / "manifest.json", {"layout": LAYOUT, "sizes": sizes, **facts, "origin": self.origin}
+        )
 
     def _write(self, name: str, values: list[int] | np.ndarray) -> None:
         _file(self._directory, name).write_bytes(np.asarray(values, dtype=_TYPES[name]).tobytes())
 
 
 @contextmanager
-def new_store(directory: Path) -> Iterator[StoreWriter]:
+def new_store(directory: Path, *, vocabulary: int) -> Iterator[StoreWriter]:
     """A writer whose store becomes ``directory`` when the block ends well."""
     try:
-        with whole_directory(directory) as aside, StoreWriter(aside) as writer:
+        with whole_directory(directory) as aside, StoreWriter(aside, vocabulary=vocabulary) as writer:
             yield writer
     except OSError as error:
         # Another job may have made the same data in the meantime: equal by digest.
@@ -304,8 +323,8 @@ def _file(directory: Path, name: str) -> Path:
     return directory / f"{name}.bin"
 
 
-def _open(directory: Path, name: str) -> np.ndarray:
-    path = _file(directory, name)
+def _open(directory: Path, name: str, kind: np.dtype[Any] | None = None) -> np.ndarray:
+    path, kind = _file(directory, name), kind or _TYPES[name]
     if path.stat().st_size == 0:  # nothing to map
-        return np.empty(0, dtype=_TYPES[name])
-    return np.memmap(path, dtype=_TYPES[name], mode="r")
+        return np.empty(0, dtype=kind)
+    return np.memmap(path, dtype=kind, mode="r")

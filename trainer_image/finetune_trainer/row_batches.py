@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from finetune_api.failures import ExitCode
+from finetune_api.stages import PREFERENCE_STAGES
 from finetune_api.trainer_config import TrainerConfig
 
-from finetune_trainer.encode import DroppedError
+from finetune_trainer.encode import ENDLESS, NOTHING_TO_TRAIN, DroppedError, UntrainedError
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.row_errors import RowError
 from finetune_trainer.row_files import RawRow
@@ -22,6 +24,10 @@ BATCH_BYTES = 2**18
 BATCH_ROWS = 1024
 TURNS_CUT = "later turns beyond maxLength"
 ANSWER_CUT = "end of the answer beyond maxLength"
+_WRONG_MASK = {
+    NOTHING_TO_TRAIN: "the template's mask hides all of it",
+    ENDLESS: "the template's mask hides every token that ends one, so that the model would never stop",
+}
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,11 @@ def batched(source: int, rows: Iterable[RawRow]) -> Iterator[RowBatch]:
 class BatchEncoder:
     """Reads and encodes batches; the same batch gives the same result in every process."""
 
-    def __init__(self, config: TrainerConfig, encoder: SampleEncoder) -> None:
+    def __init__(self, config: TrainerConfig, encoder: SampleEncoder, stops: Sequence[int]) -> None:
+        """``stops``: tokens that end an answer or a text."""
         self._config = config
         self._encoder = encoder
+        self.stops = frozenset(stops)
         self._seed = f"{config.hyperparameters.seed}:".encode()
         self._cut = TURNS_CUT if config.stage == "sft" else ANSWER_CUT
 
@@ -96,8 +104,9 @@ class BatchEncoder:
         """The tokens of ``batch``.
 
         Raises:
-            TrainerError: DATASET_INVALID of the first row that cannot be read, where the job does not skip such rows,
-                naming the source as the user wrote it; TEMPLATE_INVALID.
+            TrainerError: DATASET_INVALID of the first row that cannot be read, or TEMPLATE_INVALID of the first whose
+                mask trains nothing or no end, where the job does not skip such rows, naming the source as the user
+                wrote it; TEMPLATE_INVALID where the template refuses a row.
         """
         ids: list[np.ndarray] = []
         trained: list[np.ndarray] = []
@@ -116,7 +125,15 @@ class BatchEncoder:
         for number, raw, sample in samples:
             try:
                 units = self._encoder.encode(sample)
+                self._check_ends(units)
             except DroppedError as error:
+                if isinstance(error, UntrainedError) and self._config.on_error == "fail":
+                    raise TrainerError(
+                        ExitCode.TEMPLATE_INVALID,
+                        f"{field}: {raw.where}: {error}: {_WRONG_MASK[str(error)]}. Name a template of the model's "
+                        "family, correct the tokenizer's eos_token, or leave such rows out (spec.dataset.onError: "
+                        "skip)",
+                    ) from error
                 made.dropped.append(LeftOut(str(error), raw.where, ""))
                 continue
             except TrainerError as error:
@@ -133,6 +150,21 @@ class BatchEncoder:
             made.ids, made.trained = np.concatenate(ids).astype(np.int32), np.concatenate(trained)
         return made
 
+    def _check_ends(self, units: Sequence[Unit]) -> None:
+        """A model that does not see an answer end does not learn to end it. One that is cut has no end.
+
+        Raises:
+            UntrainedError: none of the row's trained tokens ends an answer.
+        """
+        if self._config.stage in PREFERENCE_STAGES and any(unit.truncated for unit in units):
+            return
+        for unit in units:
+            for sample in unit.samples:
+                trained = sample.ids[sample.trained]
+                if trained[-1] in self.stops or np.isin(trained, [*self.stops]).any():
+                    return
+        raise UntrainedError(ENDLESS)
+
     def _rank(self, units: Sequence[Unit]) -> int:
         hashed = hashlib.blake2b(self._seed, digest_size=8)
         for unit in units:
@@ -144,12 +176,13 @@ class BatchEncoder:
 _worker: BatchEncoder | None = None
 
 
-def start_worker(config: str, directory: str) -> None:
+def start_worker(config: str, directory: str, stops: Sequence[int]) -> None:
     """Make this process ready for :func:`encode_in_worker`.
 
     Args:
         config: the job's configuration, as JSON.
         directory: of the model's tokenizer.
+        stops: tokens that end an answer or a text.
     """
     # Late: the process that shares work out has them already, and a worker needs no more than these.
     from finetune_trainer.tokenizer import load_tokenizer  # noqa: PLC0415
@@ -158,7 +191,7 @@ def start_worker(config: str, directory: str) -> None:
     global _worker  # noqa: PLW0603 - a process's own
     parsed = TrainerConfig.model_validate_json(config)
     tokenizer = load_tokenizer(Path(directory), trust_remote_code=parsed.model.trust_remote_code)
-    _worker = BatchEncoder(parsed, find_wording(parsed, tokenizer).encoder)
+    _worker = BatchEncoder(parsed, find_wording(parsed, tokenizer).encoder, stops)
     gc.freeze()  # see fill()
 
 

@@ -1,18 +1,19 @@
-"""Files of rows: JSON lines, a JSON array, CSV, Parquet and Arrow. All are streamed; memory holds a row, or a batch of
-a table's.
+"""Files of rows: JSON lines, a JSON array, CSV, Parquet and Arrow. All are streamed, from a disk or from elsewhere;
+memory holds a row, or a batch of a table's.
 
 Lines come unparsed, so that whoever shares work out can share out their parsing too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -21,12 +22,14 @@ from finetune_api.failures import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.json_array import array_items
 from finetune_trainer.row_errors import CELLS, DUPLICATE, NOT_JSON, NOT_TEXT, TOO_LONG_ROW, RowError, invalid
+from finetune_trainer.streams import BUFFER_BYTES, StreamedFile
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 """Names by which files of rows are found in a directory or repository."""
 MAX_ROW_BYTES = 8 * 2**20
 """A longer line is no row, but a file without line ends, or a whole set in one line."""
 _BATCH_ROWS = 256
+_LOOK = 4096
 _BOM = b"\xef\xbb\xbf"
 _KEY = re.compile(rb'"((?:[^"\\]|\\.){1,64})"\s*:')
 
@@ -57,20 +60,24 @@ class RawRow:
         return self.content
 
 
-def raw_rows(file: Path) -> Iterator[RawRow]:
+def raw_rows(file: Path | StreamedFile) -> Iterator[RawRow]:
     """The rows of ``file``, whose kind its name or its first bytes tell. Lines, items and a table's rows count from 1.
 
     Raises:
         TrainerError: DATASET_INVALID; the file cannot be read any further.
     """
+    name = file.name.lower()
+    if name.endswith(".parquet"):
+        yield from _table(file, _parquet_batches(file), "Parquet")
+        return
     with file.open("rb") as stream:
-        start = stream.read(4096)
-        stream.seek(0)
-        name = file.name.lower()
-        if name.endswith(".parquet") or start.startswith(b"PAR1"):
-            yield from _table(file, _parquet_batches)
-        elif name.endswith(".arrow") or start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
-            yield from _table(file, _arrow_batches)
+        start = stream.peek(_LOOK)[:_LOOK]
+        if start.startswith(b"PAR1"):
+            yield from _table(file, _parquet_batches(file), "Parquet")
+            return
+        if name.endswith(".arrow") or start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+            batches = _arrow_batches(file) if isinstance(file, Path) else _arrow_stream(stream)
+            yield from _table(file, batches, "Arrow")
         elif name.endswith(".csv"):
             yield from _csv(file, stream)
         elif start.removeprefix(_BOM).lstrip().startswith(b"["):
@@ -78,15 +85,18 @@ def raw_rows(file: Path) -> Iterator[RawRow]:
                 yield RawRow(f"{file.name}[{number}]", item)
         else:
             yield from _lines(file, stream)
+        if not isinstance(file, Path):
+            while stream.read(BUFFER_BYTES):  # what is behind a table's end belongs to its hash
+                pass
 
 
-def _lines(file: Path, stream: BinaryIO) -> Iterator[RawRow]:
+def _lines(file: Path | StreamedFile, stream: IO[bytes]) -> Iterator[RawRow]:
     for where, line in _bounded(file, stream):
         if isinstance(line, RowError) or line.strip():
             yield RawRow(where, line)
 
 
-def _bounded(file: Path, stream: BinaryIO) -> Iterator[tuple[str, bytes | RowError]]:
+def _bounded(file: Path | StreamedFile, stream: IO[bytes]) -> Iterator[tuple[str, bytes | RowError]]:
     """Lines with their place; of one that is too long only that it is, since it may be all of a disk."""
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
@@ -142,7 +152,7 @@ def _behind(data: bytes) -> str:
     return "" if last is None else f", in or behind {last[1].decode(errors='replace')!r}"
 
 
-def _csv(file: Path, stream: BinaryIO) -> Iterator[RawRow]:
+def _csv(file: Path | StreamedFile, stream: IO[bytes]) -> Iterator[RawRow]:
     """Rows of text by the header's names; a row's place is the line that it begins in.
 
     Not pyarrow's reader: it takes the texts ``007`` and ``true`` for a number and a truth.
@@ -190,10 +200,10 @@ def _raise(error: RowError) -> str:
     raise error
 
 
-def _table(file: Path, batches: Callable[[Path], Iterator[pa.RecordBatch]]) -> Iterator[RawRow]:
+def _table(file: Path | StreamedFile, batches: Iterator[pa.RecordBatch], kind: str) -> Iterator[RawRow]:
     number = 0
     try:
-        for batch in batches(file):
+        for batch in batches:
             names = batch.schema.names
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise TrainerError(ExitCode.DATASET_INVALID, f"{file.name}: has the column {twice!r} twice")
@@ -204,7 +214,6 @@ def _table(file: Path, batches: Callable[[Path], Iterator[pa.RecordBatch]]) -> I
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        kind = "Parquet" if batches is _parquet_batches else "Arrow"
         behind = f"{file.name}[{number + 1}]" if number else file.name
         raise TrainerError(ExitCode.DATASET_INVALID, f"{behind}: is not {kind}: {error}") from error
 
@@ -226,9 +235,16 @@ def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeEr
         yield from rows
 
 
-def _parquet_batches(file: Path) -> Iterator[pa.RecordBatch]:
-    # Without pre_buffer a group of rows, which may be all of the file, is read page by page.
-    with pyarrow.parquet.ParquetFile(file, memory_map=True, pre_buffer=False) as table:
+def _parquet_batches(file: Path | StreamedFile) -> Iterator[pa.RecordBatch]:
+    # Without pre_buffer a group of rows, which may be all of the file, is read page by page; where it is no map, by
+    # buffers.
+    local = isinstance(file, Path)
+    with (
+        contextlib.nullcontext(file) if isinstance(file, Path) else file.random() as place,
+        pyarrow.parquet.ParquetFile(
+            place, memory_map=local, pre_buffer=False, buffer_size=0 if local else BUFFER_BYTES
+        ) as table,
+    ):
         yield from table.iter_batches(batch_size=_BATCH_ROWS)
 
 
@@ -244,6 +260,14 @@ def _arrow_batches(file: Path) -> Iterator[pa.RecordBatch]:
             source.seek(0)
             with pa.ipc.open_stream(source) as stream:
                 yield from _sliced(stream)
+
+
+def _arrow_stream(source: IO[bytes]) -> Iterator[pa.RecordBatch]:
+    """The same, from its start to its end: a file with an index holds a stream behind its first eight bytes."""
+    if source.peek(6)[:6] == b"ARROW1":  # type: ignore[attr-defined] # of every buffered reader
+        source.read(8)
+    with pa.ipc.open_stream(source) as stream:
+        yield from _sliced(stream)
 
 
 def _sliced(batches: Any) -> Iterator[pa.RecordBatch]:

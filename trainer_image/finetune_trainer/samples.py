@@ -16,7 +16,14 @@ import numpy as np
 from finetune_api.trainer_config import ResolvedSource
 from finetune_api.training import DatasetFormat, TemplateSpec
 
-from finetune_trainer.encode import SPECIAL_TEXT, ConversationEncoder, DroppedError, Encoded
+from finetune_trainer.encode import (
+    NOTHING_TO_TRAIN,
+    SPECIAL_TEXT,
+    ConversationEncoder,
+    DroppedError,
+    Encoded,
+    UntrainedError,
+)
 from finetune_trainer.messages import Conversation, Message
 from finetune_trainer.preference_rows import Pair, Rated, pair_of, rated_of
 from finetune_trainer.row_files import RawRow, raw_rows
@@ -145,6 +152,8 @@ class Texts:
             ids = self._encoder.encode(self._spans(sample)).ids
         except SpecialTokenInTextError as error:
             raise DroppedError(SPECIAL_TEXT) from error
+        if len(ids) < 2:  # nothing comes before the one that could predict it
+            raise UntrainedError(NOTHING_TO_TRAIN)
         pieces = (ids[start : start + self._max_length] for start in range(0, len(ids) - 1, self._max_length - 1))
         return [Unit((Encoded(piece, np.arange(len(piece)) > 0, truncated=False),)) for piece in pieces]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,15 @@ from finetune_trainer import hub
 from finetune_trainer.base_model import digest_of_files
 from finetune_trainer.downloads import UnreachableError, check_sha256, download
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.hub_streams import stream_files
 from finetune_trainer.log import log
 from finetune_trainer.object_store import find_bucket
 from finetune_trainer.row_files import SUFFIXES, RawRow, raw_rows
+from finetune_trainer.streams import StreamedFile
 from finetune_trainer.web import WebFile
+
+_UNTOLD = 2**30
+"""Bytes that a file counts as whose server does not say its size."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +40,34 @@ class FoundSource:
 
     source: ResolvedSource
     field: str
-    files: tuple[Path, ...]
+    files: tuple[Path | StreamedFile, ...]
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.stat().st_size for file in self.files)
+        """Bytes of all files; much where a server does not say it."""
+        return sum(_size(file) for file in self.files)
 
     def rows(self) -> Iterator[RawRow]:
-        """Stream its rows, unread.
+        """Stream its rows, unread, and no more of them than the job takes.
 
         Raises:
-            TrainerError: DATASET_INVALID where a file cannot be read further, naming the source as the user wrote it.
+            TrainerError: DATASET_INVALID where a file cannot be read further, naming the source as the user wrote it;
+                of a file that is read as it comes, all that :class:`~finetune_trainer.streams.StreamedFile` raises.
         """
+        most = self.source.max_samples
+        for number, row in enumerate(self._every()):
+            if most is None or number < most:
+                yield row
+            elif self.source.sha256 is None or isinstance(self.files[0], Path):  # else it is hashed to its end
+                return
+
+    def _every(self) -> Iterator[RawRow]:
         for file in self.files:
             try:
                 yield from raw_rows(file)
             except TrainerError as error:
+                if str(error).startswith("spec."):  # it names the source already
+                    raise
                 raise TrainerError(error.exit_code, f"{self.field} ({self.source.uri}): {error}") from error
             except OSError as error:
                 raise TrainerError(
@@ -60,8 +76,15 @@ class FoundSource:
                 ) from error
 
 
+def _size(file: Path | StreamedFile) -> int:
+    if isinstance(file, Path):
+        return file.stat().st_size
+    return _UNTOLD if file.size is None else file.size
+
+
 def find_sources(config: TrainerConfig) -> list[FoundSource]:
-    """All data sets, fetched where they are elsewhere, and each what its checksum says.
+    """All data sets. Those that are elsewhere are fetched, and each is what its checksum says; or, where the job
+    streams, they are found, and read and checked as they come.
 
     Raises:
         TrainerError: DATASET_NOT_FOUND, DATASET_ACCESS_DENIED, DATASET_UNREACHABLE, HUB_UNREACHABLE, VOLUME_FULL;
@@ -70,34 +93,41 @@ def find_sources(config: TrainerConfig) -> list[FoundSource]:
     found = []
     for index, source in enumerate(config.sources):
         field = f"spec.dataset.sources[{index}].uri"
-        files = _find_files(source, field, Path(config.paths.cache))
+        files = _find_files(source, field, Path(config.paths.cache), streaming=config.streaming)
         if source.sha256 is not None:
             if len(files) > 1:
                 raise TrainerError(
                     ExitCode.CONFIG_INVALID,
                     f"spec.dataset.sources[{index}].sha256: {source.uri} is {len(files)} files; name one of them",
                 )
-            check_sha256(files[0], source.sha256, field, source.uri)
+            if isinstance(files[0], Path):
+                check_sha256(files[0], source.sha256, field, source.uri)
         found.append(FoundSource(source, field, tuple(files)))
     return found
 
 
-def _find_files(source: ResolvedSource, field: str, cache: Path) -> list[Path]:
+def _find_files(source: ResolvedSource, field: str, cache: Path, *, streaming: bool) -> Sequence[Path | StreamedFile]:
     if source.path is not None:
         return _files(Path(source.path), source, field)
     uri = _parsed(source.uri, field)
     token = os.environ.get(source.token_env) if source.token_env else None
     if uri.scheme in ("http", "https"):
         remote = WebFile(source.uri, token=token, field=field)
+        if streaming:
+            return [StreamedFile(remote, source.uri, sha256=source.sha256, field=field)]
         return [download(remote, source.uri, cache, sha256=source.sha256, field=field)]
     if uri.scheme == "s3":
-        return _from_bucket(source, uri, field, cache)
+        return _from_bucket(source, uri, field, cache, streaming=streaming)
     _require_hub(uri, field)
     repository = hub.Repository("dataset", uri.name, "main", field, source.token_env)
+    if streaming:
+        return stream_files(repository, uri.path, source.split, sha256=source.sha256)
     return hub.fetch_files(repository, uri.path, source.split, cache)
 
 
-def _from_bucket(source: ResolvedSource, uri: Uri, field: str, cache: Path) -> list[Path]:
+def _from_bucket(
+    source: ResolvedSource, uri: Uri, field: str, cache: Path, *, streaming: bool
+) -> Sequence[Path | StreamedFile]:
     bucket = find_bucket(uri, field, prefix=source.credentials_env)
     try:
         paths = bucket.files(SUFFIXES)
@@ -107,6 +137,8 @@ def _from_bucket(source: ResolvedSource, uri: Uri, field: str, cache: Path) -> l
             f"{field}: {uri} cannot be reached: {error}. Check the pod's network and AWS_ENDPOINT_URL",
         ) from error
     sha256 = source.sha256 if len(paths) == 1 else None
+    if streaming:
+        return [StreamedFile(bucket.remote(path), f"s3://{path}", sha256=sha256, field=field) for path in paths]
     return [download(bucket.remote(path), f"s3://{path}", cache, sha256=sha256, field=field) for path in paths]
 
 

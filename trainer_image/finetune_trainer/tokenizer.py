@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from finetune_api.failures import ExitCode
@@ -61,14 +61,18 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     return tuple(sorted(named | added, key=lambda text: (-len(text), text)))
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """No token is as high."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def fingerprint(tokenizer: Any) -> str:
     """Hash of all that decides how text becomes tokens."""
     parts = [tokenizer.backend_tokenizer.to_str(), list(special_tokens(tokenizer)), tokenizer.chat_template]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A piece of text; in a ``literal`` one special tokens mean nothing."""
 
     text: str

@@ -43,14 +43,16 @@ class WebFile:
         self._token = token
         self._field = field
 
-    def open(self, *, offset: int, validator: str | None, known: str | None) -> Answer:
+    def open(self, *, offset: int, validator: str | None, known: str | None, length: int | None = None) -> Answer:
         """As :meth:`finetune_trainer.downloads.Remote.open`."""
         request = urllib.request.Request(self._url, headers={"Accept-Encoding": "identity"})  # noqa: S310 - see uris
         if self._token:
             request.add_header("Authorization", f"Bearer {self._token}")
-        if offset and validator:
-            request.add_header("Range", f"bytes={offset}-")
-            request.add_header("If-Range", validator)
+        part = length is not None or (offset > 0 and validator is not None)
+        if part:
+            request.add_header("Range", f"bytes={offset}-{'' if length is None else offset + length - 1}")
+            if validator:
+                request.add_header("If-Range", validator)
         elif known and known.startswith(('"', "W/")):
             request.add_header("If-None-Match", known)
         elif known:
@@ -61,7 +63,7 @@ class WebFile:
             error.close()
             if error.code == http.HTTPStatus.NOT_MODIFIED:
                 return Answer(validator=known, unchanged=True)
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part:
                 return self.open(offset=0, validator=None, known=known)
             raise self._meaning(error) from error
         except (OSError, http.client.HTTPException) as error:
@@ -80,7 +82,7 @@ class WebFile:
         # A weak tag says that two files mean the same, not that a part of one goes on in the other.
         tag = headers.get("ETag")
         validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
-        return Answer(validator, size, start, _chunks(response))
+        return Answer(validator, size, start, _chunks(response), close=response.close)
 
     def _meaning(self, error: urllib.error.HTTPError) -> Exception:
         secret = f"{self._field.removesuffix('.uri')}.secretRef"

@@ -78,7 +78,8 @@ def _templated(config: TrainerConfig, tokenizer: Any) -> Wording:
         facts={
             "kind": STAGE_FORMATS[config.stage],
             "template": [template.name, jinja, template.stop_words],
-            "options": config.template.to_dict(),
+            "options": config.template.model_copy(update={"date": None}).to_dict(),
+            "date": config.template.date if "strftime_now" in jinja else None,
         },
     )
 

@@ -179,6 +179,7 @@ def make_plan(job: FineTuneJob, profile: TrainingProfileSpec, chat_template: Cha
                 columns=source.columns,
                 split=source.split,
                 weight=source.weight,
+                max_samples=source.max_samples,
                 sha256=source.sha256,
                 token_env=None if in_store else token(source.secret_ref, f"{variable}TOKEN", f"{field}.secretRef"),
                 credentials_env=credentials(source.secret_ref, variable, f"{field}.secretRef") if in_store else None,
@@ -192,5 +193,6 @@ def make_plan(job: FineTuneJob, profile: TrainingProfileSpec, chat_template: Cha
         sources=sources,
         paths=Paths(cache=CACHE_MOUNT, output=f"{VOLUME_MOUNT}/{directory}"),
         chat_template=chat_template,
+        created=job.metadata.creation_timestamp,
     )
     return Plan(job, profile, config, tuple(claims), tuple(config_maps), tuple(secrets))

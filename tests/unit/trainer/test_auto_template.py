@@ -10,11 +10,13 @@ from finetune_api.failures import ExitCode
 from finetune_api.training import TemplateSpec
 from finetune_trainer.encode import ConversationEncoder
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.messages import Message
+from finetune_trainer.messages import Message, ToolCall
+from finetune_trainer.templates import auto as auto_module
 from finetune_trainer.templates import resolve_template
 from finetune_trainer.templates.auto import AutoTemplate
 from finetune_trainer.templates.declared import DeclaredTemplate
 from finetune_trainer.templates.marks import Segment
+from finetune_trainer.templates.plain import plain_messages, plain_tools
 from finetune_trainer.templates.template import Thinking
 from finetune_trainer.tokenizer import load_tokenizer, special_tokens
 from formats import (
@@ -261,3 +263,40 @@ def test_auto_needs_a_template(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"this model has none .* name a template, such as chatml") as failure:
         resolve_template(TemplateSpec(), tokenizer)
     assert failure.value.exit_code is ExitCode.TEMPLATE_INVALID
+
+
+DATED = "{{ 'It is ' + strftime_now('%d %b %Y') + '.\n' }}" + CHAT_TEMPLATE
+NAMES_ITS_ANSWERS = (
+    "{{ 'It is ' + strftime_now('%d %b %Y') + '.\n' }}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}{% generation %}{{ message['content'] | upper }}<|im_end|>"
+    "{% endgeneration %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("jinja", [DATED, NAMES_ITS_ANSWERS])
+def test_the_day_of_training_is_the_jobs(other: Any, jinja: str) -> None:
+    other.chat_template = jinja
+    made = AutoTemplate(other, day="2024-02-29").renderings(exchange("Hi", "Good day"))[0]
+    assert text_of(made).startswith("It is 29 Feb 2024.\n<|im_start|>")
+    assert runs(made) in (["Good day<|im_end|>"], ["GOOD DAY<|im_end|>"])
+    assert "29 Feb" not in AutoTemplate(other).jinja()
+
+
+def test_conversations_are_rendered_as_the_tokenizer_renders_them(other: Any) -> None:
+    """Thoughts, calls and tools included, and whatever the tokenizer lets templates say."""
+    everything = "{{ bos_token }}{{ messages | tojson }}{{ tools | tojson }}{{ documents | tojson }}{{ eos_token }}"
+    jinja = everything + "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
+    template = auto(other, CHAT_TEMPLATE)
+    template._compiled = auto_module._compile_jinja_template(jinja)
+    calls = (ToolCall("clock", {"zone": None, "deep": [1, {"a": 2.5}]}),)
+    talk = [*exchange("Hi", "Good day", "And?"), Message("assistant", "", thought="Well.", calls=calls)]
+    for tools in ((), [{"name": "clock", "parameters": {"type": "object", "default": None}}]):
+        for generate in (False, True):
+            expected = other.apply_chat_template(
+                plain_messages(talk),
+                tools=plain_tools(tools),
+                chat_template=jinja,
+                tokenize=False,
+                add_generation_prompt=generate,
+            )
+            assert template._render(talk, tools, "auto", generate=generate) == expected

@@ -36,7 +36,7 @@ def job(tiny: Path, tmp_path: Path) -> TrainerConfig:
 
 def encoded(job: TrainerConfig, tiny: Path, processes: int) -> Iterator[EncodedBatch]:
     tokenizer = load_tokenizer(tiny, trust_remote_code=False)
-    here = BatchEncoder(job, find_wording(job, tokenizer).encoder)
+    here = BatchEncoder(job, find_wording(job, tokenizer).encoder, [2])
     batches = batched(0, raw_rows(Path(str(job.sources[0].path))))
     return encoded_batches(job, tiny, here, batches, processes)
 
@@ -101,7 +101,7 @@ def test_no_more_batches_are_read_than_are_under_way(job: TrainerConfig, tiny: P
             yield RowBatch(0, (raw,))
 
     tokenizer = load_tokenizer(tiny, trust_remote_code=False)
-    here = BatchEncoder(job, find_wording(job, tokenizer).encoder)
+    here = BatchEncoder(job, find_wording(job, tokenizer).encoder, [2])
     results = encoded_batches(job, tiny, here, rows(), 2)
     next(results)
     assert read <= 6

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from fake_hub import FakeHub
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import ResolvedModel, ResolvedSource, TrainerConfig
 from finetune_api.training import HyperparametersSpec, TemplateSpec, ValidationSpec
-from finetune_trainer import prepare as prepare_module
 from finetune_trainer import prepared as prepared_module
+from finetune_trainer.encode import ConversationEncoder
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import IGNORED, SequenceSet, load_prepared
+from finetune_trainer.templates import Segment
 from finetune_trainer.tokenizer import load_tokenizer
 from huggingface_hub import constants
 from trainer_configs import ROWS, local_model, local_source, make_config, write_rows
@@ -315,6 +317,35 @@ def test_a_named_template_on_a_base_model_takes_its_end_of_turn(job: TrainerConf
     assert (found.replace_eos, found.eos_token, found.stop_token_ids) == (True, "<|im_end|>", (2, 0))
 
 
+@pytest.mark.parametrize("name", ["granite3_3", "auto", "chatml"])
+def test_data_depend_on_the_day_only_where_the_template_writes_it(
+    job: TrainerConfig, tiny: Path, tmp_path: Path, name: str
+) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    jinja = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%Y-%m-%d') }}\n" + jinja)
+    tokenizer = load_tokenizer(model, trust_remote_code=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end_of_text|>"]})
+    tokenizer.save_pretrained(model)
+    settings = json.loads((model / "config.json").read_text()) | {"vocab_size": len(tokenizer)}
+    (model / "config.json").write_text(json.dumps(settings))
+    made = []
+    for day in ("2024-02-29", "2025-01-01"):
+        template = TemplateSpec(name=name, date=day)
+        dated = edited(job, model=local_model(model), template=template)
+        report = prepare(dated).dataset
+        assert report is not None
+        made.append(report)
+        store = load_prepared(dated)
+        text = tokenizer.decode(store.train[0].input_ids)
+        written = {"granite3_3": f"{date.fromisoformat(day):%B %d, %Y}", "auto": day, "chatml": ""}[name]
+        assert written in text
+        manifest = json.loads((store.directory / "manifest.json").read_text())
+        assert manifest["origin"]["wording"]["date"] == (day if written else None)
+        assert "strftime_now" in str(store.chat_template) or name == "chatml"  # the export writes the day of serving
+    assert (made[0].digest == made[1].digest) == (name == "chatml") == made[1].reused
+
+
 # Bad input.
 
 
@@ -451,16 +482,60 @@ def test_a_template_whose_end_of_turn_the_tokenizer_lacks(
     assert "chatml ends an answer with <|im_end|>, which is no token of this model's tokenizer" in said
 
 
-def test_a_mask_that_hides_every_end(job: TrainerConfig, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a template whose answers end by a token that none of its trained text has."""
-    real = prepare_module.find_wording
+def with_jinja(job: TrainerConfig, tiny: Path, tmp_path: Path, content: str) -> TrainerConfig:
+    """The same job on a model whose template writes ``content`` of each message."""
+    model = shutil.copytree(tiny, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n" + content + "\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return edited(job, model=local_model(model))
 
-    def endless(*arguments: Any) -> Any:
-        return dataclasses.replace(real(*arguments), stop_token_ids=(0,))
 
-    monkeypatch.setattr(prepare_module, "find_wording", endless)
-    said = refused(job, ExitCode.TEMPLATE_INVALID)
-    assert "no row's answer is trained to end: of <|endoftext|> none is among the trained tokens of any row" in said
+ENDS_OTHERWISE = [*ROWS[:3], {"instruction": "A", "output": "It is off"}]
+HIDES_THE_END = "{{ message['content'] }}{{ '<|endoftext|>' if 'off' in message['content'] else '<|im_end|>' }}"
+
+
+def test_a_mask_that_hides_every_end_names_the_row(job: TrainerConfig, tiny: Path, tmp_path: Path) -> None:
+    """As of a template that ends some answers by a token at which nothing stops."""
+    bad = with_jinja(with_rows(job, ENDS_OTHERWISE), tiny, tmp_path, HIDES_THE_END)
+    refused_by_row_or_counted(bad, "no answer that is trained to end", "every token that ends one, so that the model")
+
+
+def test_a_mask_that_hides_all_names_the_row(job: TrainerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ConversationEncoder._tokens
+
+    def hidden(encoder: ConversationEncoder, segments: Sequence[Segment]) -> Any:
+        made = real(encoder, segments)
+        if any("off" in segment.text for segment in segments):
+            made.trained[:] = False
+        return made
+
+    monkeypatch.setattr(ConversationEncoder, "_tokens", hidden)
+    refused_by_row_or_counted(with_rows(job, ENDS_OTHERWISE), "no token to train on", "hides all of it")
+
+
+def refused_by_row_or_counted(bad: TrainerConfig, reason: str, problem: str) -> None:
+    """The fourth row is at fault."""
+    said = refused(bad, ExitCode.TEMPLATE_INVALID)
+    assert said.startswith(
+        f"spec.dataset.sources[0].uri (configmap://rows/rows.jsonl): rows.jsonl:4: {reason}: the template's mask"
+    )
+    assert problem in said
+    report = prepare(edited(bad, on_error="skip"))
+    assert report.dataset is not None
+    assert report.dataset.samples == 3
+    assert [(row.reason, row.count, row.first) for row in report.dataset.dropped] == [(reason, 1, "rows.jsonl:4")]
+
+
+def test_what_the_base_stops_at_ends_an_answer(job: TrainerConfig, tiny: Path, tmp_path: Path) -> None:
+    """As of calls, which some formats end by a token of their own."""
+    fine = with_jinja(with_rows(job, ENDS_OTHERWISE), tiny, tmp_path, HIDES_THE_END)
+    settings = Path(str(fine.model.path)) / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token_id": [0, 2]}))
+    report = prepare(fine)
+    assert report.dataset is not None
+    assert report.dataset.samples == 4
 
 
 def test_the_end_is_trained_where_it_pads_too(job: TrainerConfig, tiny: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
@@ -301,3 +302,43 @@ def test_any_conversation_is_rendered_as_served_and_its_answers_alone_are_traine
     )
     for segment in segments:
         assert segment.literal or not any(mark in segment.text for mark in "﷐\ufdd1\ufdd2")
+
+
+def held(template: DeclaredTemplate, messages: list[Message], thinking: Thinking) -> list[Message]:
+    """``messages`` without what the format says that it cannot hold."""
+    if not may_think(template, thinking):
+        messages = thoughtless(messages)
+    kept: list[Message] = []
+    for message in messages:
+        if message.calls and template.one_call:
+            kept.append(dataclasses.replace(message, calls=message.calls[:1]))
+        elif message.role == "tool" and template.one_call and kept[-1].role == "tool":
+            continue
+        elif template.takes_tools or not (message.calls or message.role == "tool"):
+            kept.append(message)
+    return kept
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@settings(max_examples=3, deadline=None)
+@given(messages=any_conversation(), thinking=st.sampled_from(THINKINGS), listed=st.booleans())
+def test_any_conversation_through_every_family_is_trained_as_it_was_asked(
+    tokenizer: Any, name: str, messages: list[Message], thinking: Thinking, listed: bool
+) -> None:
+    """Its text is the export's; each answer is trained once, in a text that begins with what the model was asked."""
+    template = FAMILIES[name]
+    messages = held(template, messages, thinking)
+    tools = TOOLS if listed and template.takes_tools else []
+    segments = template.segments(messages, tools, thinking=thinking)
+    assert text_of(segments) == served(tokenizer, template, messages, tools, thinking)
+    assert [segment.turn for segment in segments] == sorted(segment.turn for segment in segments)
+    ends = [place for place, message in enumerate(messages) if message.role == "assistant"]
+    trained: list[int] = []
+    for rendering in template.renderings(messages, tools, thinking=thinking):
+        numbers = list(dict.fromkeys(segment.answer for segment in rendering if segment.answer is not None))
+        trained += numbers
+        for number in numbers:
+            first = next(place for place, segment in enumerate(rendering) if segment.answer == number)
+            asked = template.prompt(messages[: ends[number]], tools, thinking=thinking)
+            assert text_of(rendering[:first]) == asked
+    assert sorted(trained) == list(range(len(ends)))

@@ -5,6 +5,7 @@ Declared templates need Jinja alone; what needs the model's tokenizer, and with 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from finetune_api.chat_template import ChatTemplateSpec
@@ -45,10 +46,10 @@ def resolve_template(spec: TemplateSpec, tokenizer: Any, custom: ChatTemplateSpe
     """
     declared = find_declared(spec, custom)
     if declared is not None:
-        return with_own_tokens(declared, tokenizer)
+        return with_own_tokens(dataclasses.replace(declared, day=spec.date), tokenizer)
     from finetune_trainer.templates.auto import AutoTemplate  # noqa: PLC0415 - see above
 
-    return AutoTemplate(tokenizer)
+    return AutoTemplate(tokenizer, day=spec.date)
 
 
 def find_declared(spec: TemplateSpec, custom: ChatTemplateSpec | None = None) -> DeclaredTemplate | None:

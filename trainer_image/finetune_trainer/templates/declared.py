@@ -34,6 +34,8 @@ class DeclaredTemplate:
     """Whether an answer can call but one tool."""
     thinks_by_default: bool = True
     """Whether a thinking format thinks where nobody says."""
+    day: str | None = None
+    """That it is in training, YYYY-MM-DD; None: today."""
 
     def body(self) -> str:
         """Jinja with marks. It may use ``default_system`` and, where the template thinks, ``enable_thinking`` and
@@ -66,7 +68,10 @@ class DeclaredTemplate:
         """As :meth:`Template.segments <finetune_trainer.templates.template.Template.segments>`."""
         self._check(messages, tools, thinking)
         return render_segments(
-            self._source(default_system, thinking), _variables(messages, tools, thinking), name=self.name
+            self._source(default_system, thinking),
+            _variables(messages, tools, thinking),
+            name=self.name,
+            day=self.day,
         )
 
     def renderings(
@@ -87,10 +92,7 @@ class DeclaredTemplate:
             return as_given(messages, first, render)
         whole = self.segments(messages, tools, default_system=default_system, thinking=thinking)
         return [
-            [
-                dataclasses.replace(part, answer=None) if part.answer is not None and part.answer < first else part
-                for part in whole
-            ]
+            [part._replace(answer=None) if part.answer is not None and part.answer < first else part for part in whole]
         ]
 
     def prompt(
@@ -104,7 +106,7 @@ class DeclaredTemplate:
         """As :meth:`Template.prompt <finetune_trainer.templates.template.Template.prompt>`."""
         self._check(messages, tools, thinking)
         variables = _variables(messages, tools, thinking) | {"add_generation_prompt": True}
-        return render(self.jinja(default_system, thinking), variables, name=self.name)
+        return render(self.jinja(default_system, thinking), variables, name=self.name, day=self.day)
 
     def jinja(self, default_system: str | None = None, thinking: Thinking = "auto") -> str:
         """The same format as a Jinja chat template, for the exported tokenizer."""

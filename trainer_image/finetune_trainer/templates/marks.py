@@ -18,9 +18,8 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 from finetune_api.failures import ExitCode
@@ -33,6 +32,7 @@ TEXT, END_TEXT = "{#text#}", "{#/text#}"
 ANSWER, END_ANSWER = "{#answer#}", "{#/answer#}"
 TURN = "{#turn#}"
 _MARKS = (TEXT, END_TEXT, ANSWER, END_ANSWER, TURN)
+_TEXT_ALONE = {"role", "content"}
 # Unicode's noncharacters, which no text is to hold; one that holds some is marked by others.
 _NONCHARACTERS = [*range(0xFDD0, 0xFDF0), *(plane << 16 | low for plane in range(1, 17) for low in (0xFFFE, 0xFFFF))]
 _ALPHABETS = [
@@ -41,8 +41,7 @@ _ALPHABETS = [
 ]
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A piece of a rendered conversation.
 
     ``literal``: text that a person wrote, in which special tokens mean nothing. ``turn``: number of the user turn it
@@ -68,33 +67,46 @@ def unmarked(source: str) -> str:
     return source
 
 
-def render(source: str, variables: Mapping[str, Any], *, name: str) -> str:
-    """The text of an unmarked ``source``.
+def clock(day: str | None) -> dict[str, Any]:
+    """What a template has to find that it is ``day`` (YYYY-MM-DD), at midnight; nothing, where it is today."""
+    return {} if day is None else {"strftime_now": datetime.fromisoformat(day).strftime}
+
+
+def render(source: str, variables: Mapping[str, Any], *, name: str, day: str | None = None) -> str:
+    """The text of an unmarked ``source``, on ``day`` as of :func:`clock`.
 
     Raises:
         TrainerError: TEMPLATE_INVALID with what the template says against the conversation.
     """
     try:
-        return _compiled(source).render(**variables)
+        return _compiled(source).render(**variables, **clock(day))
     except jinja2.TemplateError as error:
         raise TrainerError(
             ExitCode.TEMPLATE_INVALID, f"spec.template.name: template {name} refuses a conversation: {error.message}"
         ) from error
 
 
-def render_segments(source: str, variables: Mapping[str, Any], *, name: str) -> list[Segment]:
-    """The pieces of a marked ``source``'s text.
+def render_segments(source: str, variables: Mapping[str, Any], *, name: str, day: str | None = None) -> list[Segment]:
+    """The pieces of a marked ``source``'s text, on ``day`` as of :func:`clock`.
 
     Raises:
         TrainerError: as :func:`render`.
     """
-    given = json.dumps(variables, ensure_ascii=False)
+    given = _texts(variables)
     alphabet = next((marks for marks in _ALPHABETS if not any(mark in given for mark in marks)), None)
     if alphabet is None:
         raise TrainerError(
             ExitCode.TEMPLATE_INVALID, "a conversation holds all of Unicode's noncharacters; remove them"
         )
-    return _split(render(_with_marks(source, alphabet), variables, name=name), alphabet)
+    return _split(render(_with_marks(source, alphabet), variables, name=name, day=day), alphabet)
+
+
+def _texts(variables: Mapping[str, Any]) -> str:
+    """All text in ``variables``, for a look at its characters."""
+    messages = variables["messages"]
+    if variables.get("tools") is None and all(message.keys() == _TEXT_ALONE for message in messages):
+        return "".join([message["content"] for message in messages])
+    return json.dumps(variables, ensure_ascii=False)
 
 
 @functools.lru_cache(maxsize=512)

@@ -8,7 +8,6 @@ that stand in it as they were given, and for the others the conversation up to t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,12 +62,12 @@ def retrained(segments: Sequence[Segment], places: Mapping[int, Place]) -> list[
     cut: list[Segment] = []
     start = 0
     for segment in segments:
-        end = start + len(segment.text)
+        text, literal, turn, _ = segment
+        end = start + len(text)
         edges = sorted({start, end, *(edge for place in places.values() for edge in place if start < edge < end)})
         for first, last in pairwise(edges):
             number = next((n for n, place in places.items() if place[0] <= first < place[1]), None)
-            text = segment.text[first - start : last - start]
-            cut.append(dataclasses.replace(segment, text=text, answer=number))
+            cut.append(Segment(text[first - start : last - start], literal, turn, number))
         start = end
     return cut
 

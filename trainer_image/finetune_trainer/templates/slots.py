@@ -110,7 +110,7 @@ class SlotTemplate(DeclaredTemplate):
     past_thought: str = ""
     """Stands before the answers of earlier turns, whose thoughts are left out unless thinking is preserved."""
     image: str | None = None
-    """Stands for an image in a message of several parts."""
+    """Stands for an image in a message of several parts; ``{{idx}}`` in it, as in the others', is its number."""
     video: str | None = None
     """Stands for a video."""
     audio: str | None = None
@@ -183,14 +183,16 @@ class SlotTemplate(DeclaredTemplate):
     def _macro(self) -> str:
         holders = [("image", self.image), ("video", self.video), ("audio", self.audio)]
         parts = "".join(
-            f"{{%- elif part.type == '{kind}' or part.type == '{kind}_url' -%}}{fixed(holder)}"
+            f"{{%- elif part.type == '{kind}' or part.type == '{kind}_url' -%}}{_held(kind, holder)}"
             for kind, holder in holders
             if holder
         )
         if not parts:
             return ""
+        counts = any(INDEX in holder for _, holder in holders if holder)
         return (
-            "{%- macro parts(content) -%}{%- for part in content -%}"
+            ("{%- set seen = namespace(image=0, video=0, audio=0) -%}" if counts else "")
+            + "{%- macro parts(content) -%}{%- for part in content -%}"
             f"{{%- if part.type == 'text' -%}}{person('part.text')}{parts}"
             "{%- else -%}{{- raise_exception('no placeholder for a part of type ' + part.type) -}}"
             "{%- endif -%}{%- endfor -%}{%- endmacro -%}"
@@ -392,6 +394,12 @@ def _filled(slot: str, inner: str) -> str:
     """Jinja that writes ``slot`` with ``inner``, itself Jinja, for its content."""
     before, _, after = slot.partition(CONTENT)
     return _numbered(before) + inner + _numbered(after)
+
+
+def _held(kind: str, holder: str) -> str:
+    """A placeholder, with its number among those of its kind where it says so."""
+    counted = f"{{%- set seen.{kind} = seen.{kind} + 1 -%}}" if INDEX in holder else ""
+    return counted + f"{{{{- seen.{kind} -}}}}".join(map(fixed, holder.split(INDEX)))
 
 
 def _numbered(text: str) -> str:

@@ -21,7 +21,7 @@ from finetune_trainer.templates.tool_formats import (
 
 _TELECHAT = SlotTemplate(
     name="telechat",
-    system="<_system>{{content}}<_end>",
+    system="<_system>{{content}}\n",
     user="<_user>{{content}}",
     assistant_header="<_bot>",
     assistant="{{content}}<_end>",

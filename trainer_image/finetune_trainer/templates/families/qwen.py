@@ -186,6 +186,6 @@ FAMILIES = (
         CHATML,
         name="qwen2_audio",
         default_system="You are a helpful assistant.",
-        audio="<|audio_bos|><|AUDIO|><|audio_eos|>\n",
+        audio="Audio {{idx}}: <|audio_bos|><|AUDIO|><|audio_eos|>\n",
     ),
 )
