@@ -79,6 +79,18 @@ CONFLICTS: tuple[Rule, ...] = (
         "quantized weights cannot be trained; use lora, or drop quantization",
     ),
     Rule(
+        "multimodal.freezeVisionTower",
+        both(_FREEZE, OneOf("multimodal.freezeVisionTower", (False,))),
+        "method freeze trains layers of the language model; name modules of the tower in method.freeze.extraModules, "
+        "or use lora or full",
+    ),
+    Rule(
+        "multimodal.freezeMultiModalProjector",
+        both(_FREEZE, OneOf("multimodal.freezeMultiModalProjector", (False,))),
+        "method freeze trains layers of the language model; name the projector in method.freeze.extraModules, or use "
+        "lora or full",
+    ),
+    Rule(
         "quantization.bits",
         both(
             OneOf("quantization.method", ("bitsandbytes",)),
@@ -348,6 +360,7 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "preference",
     "model",
     "dataset",
+    "multimodal",
     "method",
     "quantization",
     "precision",

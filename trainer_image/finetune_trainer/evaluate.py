@@ -158,7 +158,10 @@ def check_packing(model: Any, sequences: SequenceSet, collator: Collator, config
 
 
 def _part(sequence: Sequence, start: int, end: int) -> Sequence:
-    """Tokens ``start`` to ``end``, with the samples that they belong to."""
+    """Tokens ``start`` to ``end``, with the samples that they belong to; all of it where it has media, whose tokens
+    must not be cut apart."""
+    if sequence.media:
+        return sequence
     borders = np.clip(np.cumsum([0, *sequence.lengths.tolist()]), start, end)
     lengths = np.diff(borders)
     labels = sequence.labels[start:end].copy()

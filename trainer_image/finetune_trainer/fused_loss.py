@@ -15,6 +15,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from finetune_trainer.media_models import media_model
+
 NAME = "fused-loss"
 _CHUNK_SCALE = 4
 """Liger's chunks of logits take about as much memory as the hidden states, times this."""
@@ -28,7 +30,9 @@ def fuse_loss(model: PreTrainedModel) -> None:
     are predicted.
     """
     plain = model.forward
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    # What takes images in is beside the language model, within the base.
+    decoder = model.get_decoder() if media_model(model.config) is None else model.base_model
+    head = model.get_output_embeddings()
 
     def forward(
         *arguments: Any,

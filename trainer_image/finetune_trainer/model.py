@@ -22,6 +22,8 @@ from finetune_trainer.freezing import freeze
 from finetune_trainer.heads import head_options, model_class, train_head
 from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers, names
 from finetune_trainer.log import log
+from finetune_trainer.media_loss import count_tokens_alike
+from finetune_trainer.media_models import frozen_modules, media_model, within
 from finetune_trainer.quantization import compute_dtype, loading_options, quantize_by_hqq
 from finetune_trainer.spread import size_of
 
@@ -90,12 +92,15 @@ def load_model(
     place = None if sharded else torch.device("cpu") if by_hqq else device
     model, attention = _load(config, directory, dtype, device, place)
     model.config.use_cache = False
+    if media_model(model.config) is not None:
+        count_tokens_alike(model)
     kernels = [*apply_kernels(config, model, device, fused_loss=not sharded), *names(config)]
-    linear = linear_names(model)
+    frozen = _frozen(config, model)
+    linear = linear_names(model, frozen)
     total = _size(model)
     if wanted is not None and by_hqq:
         quantize_by_hqq(model, linear, wanted, compute_dtype(config), device)
-    model = _with_method(model, method, linear, masters=masters)
+    model = _with_method(model, method, frozen, linear, masters=masters)
     start = Start(model) if method.lora is not None and method.lora.init in FROM_THE_WEIGHTS else None
     trainable = sum(size_of(parameter) for parameter in model.parameters() if parameter.requires_grad)
     if place != device and not is_quantized(model):
@@ -130,8 +135,15 @@ def count_parameters(config: TrainerConfig, directory: Path) -> tuple[int, int]:
         method = config.method.model_copy(update={"lora": lora.model_copy(update={"init": "default"})})
     else:
         method = config.method
-    model = _with_method(model, method)
+    frozen = _frozen(config, model)
+    model = _with_method(model, method, frozen)
     return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _frozen(config: TrainerConfig, model: PreTrainedModel) -> tuple[str, ...]:
+    """Modules that the job leaves as they are, beside what its method does."""
+    wishes = config.multimodal
+    return frozen_modules(model.config, tower=wishes.freeze_vision_tower, projector=wishes.freeze_multi_modal_projector)
 
 
 def _in_fp8(config: TrainerConfig, model: Any) -> str:
@@ -148,7 +160,7 @@ def _without_weights(config: TrainerConfig, directory: Path) -> PreTrainedModel:
     )
     with torch.device("meta"):
         try:
-            found: PreTrainedModel = model_class(config).from_config(
+            found: PreTrainedModel = model_class(config, settings).from_config(
                 settings, trust_remote_code=config.model.trust_remote_code
             )
         except ValueError as error:
@@ -186,7 +198,7 @@ def _load(
         **loading_options(config, directory),
         **head_options(config),
     }
-    kind = model_class(config)
+    kind = model_class(config, settings)
     try:
         return kind.from_pretrained(directory, attn_implementation=attention, **options), attention
     except ValueError as error:
@@ -214,14 +226,25 @@ def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
 
 
 def _with_method(
-    model: PreTrainedModel, method: MethodSpec, linear: list[str] | None = None, *, masters: bool = True
+    model: PreTrainedModel,
+    method: MethodSpec,
+    frozen: tuple[str, ...],
+    linear: list[str] | None = None,
+    *,
+    masters: bool = True,
 ) -> Any:
-    """``model`` with what ``method`` trains: adapters added, or some weights frozen."""
+    """``model`` with what ``method`` trains: adapters added, or some weights frozen. ``frozen``: modules that are left
+    as they are, whatever the method."""
     if method.lora is not None:
-        return add_adapters(model, method.lora, linear_names(model) if linear is None else linear, masters=masters)
+        names = linear_names(model, frozen) if linear is None else linear
+        return add_adapters(model, method.lora, names, frozen, masters=masters)
     if method.freeze is not None:
         freeze(model, method.freeze)
         train_head(model)
+        return model
+    for name, parameter in model.named_parameters():
+        if within(name, frozen):
+            parameter.requires_grad_(requires_grad=False)
     return model
 
 

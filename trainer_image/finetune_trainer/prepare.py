@@ -23,6 +23,8 @@ from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.files import sha256_file
 from finetune_trainer.filling import fill
 from finetune_trainer.log import log
+from finetune_trainer.media_processor import MediaProcessor, find_processor
+from finetune_trainer.media_reader import media_facts
 from finetune_trainer.memory import auto_without_estimate, describe, expected_memory, longest_sequence, read_shape
 from finetune_trainer.prepared import (
     LAYOUT,
@@ -66,9 +68,11 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     if shape is None and config.hyperparameters.micro_batch_size == "auto":
         raise auto_without_estimate(config)
     tokenizer = load_tokenizer(found.directory, trust_remote_code=config.model.trust_remote_code)
-    wording = find_wording(config, tokenizer)
+    trusts = config.model.trust_remote_code
+    media = find_processor(found.directory, config.multimodal, trust_remote_code=trusts)
+    wording = find_wording(config, tokenizer, None if media is None else media.tokens)
 
-    digest = _digest(config, sources, wording, tokenizer)
+    digest = _digest(config, sources, wording, tokenizer, media)
     directory = prepared_directory(config, digest)
     store = read_store(directory)
     reused = store is not None
@@ -82,6 +86,7 @@ def prepare(config: TrainerConfig) -> TerminationReport:
                 tokenizer,
                 tokenizer_directory=found.directory,
                 stops=wording.stop_token_ids,
+                media=media,
             )
         store = read_store(directory)
         if store is None:
@@ -127,7 +132,13 @@ def _check_fit(base: BaseModel, store: dict[str, Any]) -> None:
         log.warning("the longest sample has %s tokens, and the model was made for %s", longest, base.longest)
 
 
-def _digest(config: TrainerConfig, sources: Sequence[FoundSource], wording: Wording, tokenizer: Any) -> str:
+def _digest(
+    config: TrainerConfig,
+    sources: Sequence[FoundSource],
+    wording: Wording,
+    tokenizer: Any,
+    media: MediaProcessor | None,
+) -> str:
     """Hash of all that the prepared data follows from, and of no path."""
     facts = {
         "layout": LAYOUT,
@@ -138,6 +149,7 @@ def _digest(config: TrainerConfig, sources: Sequence[FoundSource], wording: Word
         "validation": config.validation.fraction,
         "seed": config.hyperparameters.seed,
         "onError": config.on_error,
+        "media": None if media is None else [media.fingerprint, media_facts(sources)],
         "sources": [
             {
                 "format": found.source.format,

@@ -3,8 +3,8 @@
 ``<cache>/prepared/<digest>/`` holds the samples one behind another (``tokens``, ``trained``, ``starts``) and, for
 training and validation, which samples make up each sequence (``*_members``, ``*_starts``). A pair of answers is two
 samples and one sequence, the chosen one first. ``desirable`` says of each sample whether its answer is good, where the
-rows say so; else it is empty. ``manifest.json`` has each file's size: a directory that does not match is as good as
-none.
+rows say so; else it is empty. ``media*`` are images and sounds (:mod:`finetune_trainer.media_store`), empty where there
+are none. ``manifest.json`` has each file's size: a directory that does not match is as good as none.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from finetune_api.trainer_config import TrainerConfig
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import read_json, whole_directory, write_json
+from finetune_trainer.media_store import MEDIA_TYPES, MediaTable, MediaWriter, StoredMedium
+from finetune_trainer.messages import Medium
 
-LAYOUT = 5
+LAYOUT = 6
 """Raise it when the layout or the meaning of the files changes: older stores are then made anew."""
 IGNORED = -100
 """Label of a token that is not trained on, as transformers wants it."""
@@ -41,6 +43,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "train_starts": np.dtype("<i8"),
     "validation_members": np.dtype("<i8"),
     "validation_starts": np.dtype("<i8"),
+    **MEDIA_TYPES,
 }
 
 
@@ -58,6 +61,8 @@ class Sequence:
     """Whether the answer is good; None where the data do not say."""
     rows: tuple[int, ...] = ()
     """Rows of the data that it comes from, counted from 1 over all sources."""
+    media: tuple[StoredMedium, ...] = ()
+    """Images and sounds, in the order of their tokens."""
 
 
 class SequenceSet:
@@ -72,6 +77,7 @@ class SequenceSet:
         self._rows = _open(directory, "rows")
         self._members = _open(directory, f"{part}_members")
         self._starts = _open(directory, f"{part}_starts")
+        self._media = MediaTable({name: _open(directory, name) for name in MEDIA_TYPES})
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -86,7 +92,13 @@ class SequenceSet:
         lengths = np.array([part.stop - part.start for part in slices], dtype=np.int64)
         desirable = bool(self._desirable[members[0]]) if len(self._desirable) else None
         rows = tuple(dict.fromkeys(self._rows[members].tolist()))
-        return Sequence(ids, np.where(trained, ids, IGNORED), lengths, desirable, rows)
+        media = tuple(medium for sample in members for medium in self._media.of(sample)) if self._media else ()
+        return Sequence(ids, np.where(trained, ids, IGNORED), lengths, desirable, rows, media)
+
+    @property
+    def has_media(self) -> bool:
+        """Whether a sample of the store has images or sounds."""
+        return bool(self._media)
 
     @property
     def samples(self) -> int:
@@ -168,7 +180,9 @@ class StoreWriter:
         self._rows = array("q")
 
     def __enter__(self) -> Self:
-        self._files = {name: _file(self._directory, name).open("wb") for name in ("tokens", "trained")}
+        opened = ("tokens", "trained", "media_bytes")
+        self._files = {name: _file(self._directory, name).open("wb") for name in opened}
+        self._media = MediaWriter(self._files["media_bytes"])
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -184,15 +198,23 @@ class StoreWriter:
         self._files["trained"].write(trained.astype(_TYPES["trained"]).tobytes())
         self.lengths.append(len(ids))
         self._rows.append(len(self.lengths) if row is None else row)
+        self._media.add(())
         self.supervised.append(int(trained.sum()))
         if desirable is not None:
             self.desirable.append(desirable)
 
     def extend(
-        self, ids: np.ndarray, trained: np.ndarray, lengths: Values[int], *, desirable: Values[bool], rows: Values[int]
+        self,
+        ids: np.ndarray,
+        trained: np.ndarray,
+        lengths: Values[int],
+        *,
+        desirable: Values[bool],
+        rows: Values[int],
+        media: Values[Values[Medium]] = (),
     ) -> None:
         """Append samples, one behind another in ``ids`` and ``trained``; ``desirable`` is empty where the data do not
-        say it."""
+        say it, ``media`` where no sample has any."""
         self._files["tokens"].write(ids.astype(_TYPES["tokens"], copy=False).tobytes())
         self._files["trained"].write(trained.astype(_TYPES["trained"], copy=False).tobytes())
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -201,6 +223,8 @@ class StoreWriter:
         self.supervised.extend(np.diff(counts[starts]).tolist())
         self.desirable.extend(desirable)
         self._rows.extend(rows)
+        for held in media or [()] * len(lengths):
+            self._media.add(held)
 
     def finish(self, train: list[list[int]], validation: list[list[int]], facts: dict[str, Any]) -> None:
         """Write which samples make up which sequence, and at last the manifest with ``facts``."""
@@ -209,6 +233,8 @@ class StoreWriter:
         self._write("starts", np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]))
         self._write("desirable", np.frombuffer(self.desirable, dtype=np.int8))
         self._write("rows", np.frombuffer(self._rows, dtype=np.int64))
+        for name, values in self._media.arrays().items():
+            self._write(name, values)
         for part, sequences in (("train", train), ("validation", validation)):
             self._write(f"{part}_members", [sample for members in sequences for sample in members])
             counts = [len(members) for members in sequences]

@@ -174,7 +174,8 @@ def make_plan(job: FineTuneJob, profile: TrainingProfileSpec, chat_template: Cha
         sources.append(
             ResolvedSource(
                 uri=source.uri,
-                path=mounted(parse_uri(source.uri), f"{SOURCES_MOUNT}/{index}", f"{field}.uri"),
+                path=(path := mounted(parse_uri(source.uri), f"{SOURCES_MOUNT}/{index}", f"{field}.uri")),
+                root=path and f"{SOURCES_MOUNT}/{index}",
                 format=source.format,
                 columns=source.columns,
                 split=source.split,
