@@ -70,6 +70,12 @@ class MediaReader:
                 "spec.dataset.packing: rows with images or sounds are not packed, since their positions would not be "
                 "those of the sample alone; set it to false",
             )
+        if self.config.hyperparameters.micro_batch_size == "auto":
+            raise TrainerError(
+                ExitCode.CONFIG_INVALID,
+                "spec.hyperparameters.microBatchSize: auto goes by a memory estimate that counts the language model "
+                "alone, and rows have images or sounds; give a number",
+            )
         if self.config.distributed.strategy in ("zero3", "fsdp2"):
             raise sharded(self.config.distributed.strategy)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
 from finetune_trainer.row_batches import BatchEncoder, batched, encode_in_worker, start_worker
 from finetune_trainer.sources import find_sources
+from finetune_trainer.templates import find_template
 from finetune_trainer.tokenizer import load_tokenizer
 from finetune_trainer.wording import find_wording
 from media_jobs import collator_of, configure, edited, files_of
@@ -85,6 +87,7 @@ def test_what_cannot_hold_media_is_refused_by_its_field(job: TrainerConfig) -> N
     for fields, said in (
         ({"packing": True}, "spec.dataset.packing: rows with images or sounds are not packed"),
         ({"distributed": {"strategy": "zero3"}}, "spec.distributed.strategy: zero3 shares out the weights that see"),
+        ({"hyperparameters": {"microBatchSize": "auto"}}, "spec.hyperparameters.microBatchSize: auto goes by a memory"),
         ({"template": {"name": "qwen"}}, "spec.template.name: template qwen has no placeholder for what is of type"),
         ({"template": {"name": "llava"}}, "spec.template.name: "),
     ):
@@ -168,3 +171,40 @@ def test_the_inspection_counts_an_images_tokens(job: TrainerConfig) -> None:
     (sample,) = inspect(config, count=1)["samples"]
     assert "<|vision_start|><|image_pad|>(x16)<|vision_end|>?" in sample["pieces"][0]["text"]
     assert sample["tokens"] > 16
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.json"])
+@qwen
+def test_the_processors_own_template_writes_the_same(job: TrainerConfig, tmp_path: Path, file: str) -> None:
+    """Older processors keep theirs in JSON, beside a tokenizer that has none."""
+    own = find_template("qwen2_vl").jinja()
+    model = Path(shutil.copytree(str(job.model.path), tmp_path / "with-template"))
+    (model / file).write_text(own if file.endswith("jinja") else json.dumps({"chat_template": own}))
+    prepare(job)
+    declared = load_prepared(job)
+    auto = edited(job, template={"name": "auto"}, model={"uri": "hf://org/tiny", "path": str(model)})
+    prepare(auto)
+    found = load_prepared(auto)
+    assert len(found.train) == len(declared.train) == 6
+    for index in range(6):
+        one, other = found.train[index], declared.train[index]
+        assert one.input_ids.tolist() == other.input_ids.tolist()
+        assert one.labels.tolist() == other.labels.tolist()
+        assert one.media == other.media
+
+
+@qwen
+def test_a_placeholders_token_in_a_persons_text_stays_text(job: TrainerConfig) -> None:
+    config = asking(job, {"instruction": "<image> is not <|image_pad|>", "images": ["media/red.png"]})
+    for name in ("qwen2_vl", "auto"):
+        if name == "auto":
+            model = Path(str(config.model.path))
+            copied = Path(shutil.copytree(model, Path(config.paths.cache).parent / "copy"))
+            (copied / "chat_template.jinja").write_text(find_template("qwen2_vl").jinja())
+            config = edited(config, model={"uri": "hf://org/tiny", "path": str(copied)}, template={"name": "auto"})
+        prepare(config)
+        prepared = load_prepared(config)
+        tokenizer = load_tokenizer(prepared.model_directory, trust_remote_code=False)
+        one = prepared.train[0]
+        assert (one.input_ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == 2
+        assert tokenizer.decode(one.input_ids).count("<|image_pad|>") == 3
