@@ -46,7 +46,7 @@ class FineTuneJobSpec(ApiModel):
     dataset: DatasetSpec
     """Data."""
     multimodal: MultimodalSpec = MultimodalSpec()
-    """Images and sounds in the data."""
+    """Images, videos and sounds in the data."""
     method: MethodSpec = MethodSpec()
     """Which weights are trained: exactly one of `full`, `freeze`, `lora`. May be left out where
     `quantization.bits` is set, which implies LoRA."""

@@ -59,10 +59,10 @@ def configure(tmp_path: Path, model: Path, rows: list[dict[str, Any]], **edits: 
     return TrainerConfig.model_validate_json(json.dumps(body | edits))
 
 
-def collator_of(config: TrainerConfig, prepared: Prepared) -> Collator:
+def collator_of(config: TrainerConfig, prepared: Prepared, **options: Any) -> Collator:
     processor = find_processor(prepared.model_directory, config.multimodal, trust_remote_code=False)
     assert processor is not None
-    return Collator(0, packed=False, media=MediaBatches(processor, tuple(config.sources)))
+    return Collator(0, packed=False, **options, media=MediaBatches(processor, tuple(config.sources)))
 
 
 def media_job(tmp_path: Path, model: Path) -> TrainerConfig:

@@ -18,6 +18,7 @@ from finetune_trainer.batches import Collator
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
+from finetune_trainer.media_models import forget_positions
 from finetune_trainer.prepared import IGNORED, Sequence, SequenceSet
 from finetune_trainer.world import ALONE, World
 
@@ -190,6 +191,7 @@ def answers(
     """
     device = next(model.parameters()).device
     found = []
+    forget_positions(model)
     with evaluating(model, config.precision):
         for prompt in config.evaluation.prompts:
             interruption.check()

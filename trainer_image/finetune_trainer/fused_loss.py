@@ -7,6 +7,7 @@ loss depends on the model's code (some scale or cap their logits), so it is trie
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,6 +53,8 @@ def fuse_loss(model: PreTrainedModel) -> None:
             loss=total / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
         )
 
+    if media_model(model.config) is not None:
+        functools.update_wrapper(forward, plain)  # generate() asks for the signature
     model.forward = forward  # type: ignore[method-assign]
 
 

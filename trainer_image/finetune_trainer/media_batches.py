@@ -39,7 +39,7 @@ class MediaBatches:
 
     def _opened(self, medium: StoredMedium) -> Opened:
         try:
-            return self.processor.open(medium.kind, medium.read(self.sources))
+            return self.processor.open(medium.kind, medium.read(self.sources, self.processor))
         except MediaError as error:
             raise TrainerError(
                 ExitCode.PREPARED_DATA_MISSING, f"{medium.content!r} can no longer be opened: {error}"

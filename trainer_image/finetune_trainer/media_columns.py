@@ -88,6 +88,6 @@ def _column(row: dict[str, Any], kind: MediaKind, where: str) -> tuple[str, list
         value = from_json(value, name, where)
     items = value if isinstance(value, list | tuple) else [value]
     return name, [
-        Medium(kind, content_of(item, f"{name}[{number}]", where), f"{name}[{number}]")
+        Medium(kind, content_of(kind, item, f"{name}[{number}]", where), f"{name}[{number}]")
         for number, item in enumerate(items)
     ]

@@ -5,9 +5,11 @@ Only formats are opened whose decoders run no code of the file's (Pillow would h
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 import wave
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -15,8 +17,11 @@ import numpy as np
 from finetune_api.trainer_config import ResolvedSource
 from PIL import Image, ImageOps
 
+from finetune_trainer.messages import Content, MediaKind
+
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES = 64 * 2**20
+_FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _SAMPLE_TYPES = {2: "<i2", 4: "<i4"}
 
 
@@ -62,15 +67,41 @@ def read_file(path: Path, name: str) -> bytes:
         raise MediaError(f"{name!r} cannot be read: {error.strerror}") from error
 
 
-def content_of(source: ResolvedSource, content: str | bytes) -> bytes:
-    """The file that a medium of ``source`` is.
+@dataclass(frozen=True)
+class Held:
+    """What is in the files of a medium: one, or the frames of a video."""
+
+    files: tuple[bytes, ...]
+    of: int = 1
+    """How many there were, of which these were taken evenly."""
+
+    @property
+    def sha256(self) -> bytes:
+        """Of the file; of several, of their hashes."""
+        digests = [hashlib.sha256(file).digest() for file in self.files]
+        return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+
+
+def read_medium(source: ResolvedSource, kind: MediaKind, content: Content, *, most: int) -> Held:
+    """The files of a medium of ``source``; ``most``: frames of a video.
 
     Raises:
-        MediaError: it is not there.
+        MediaError: one is not there.
     """
-    if isinstance(content, bytes):
-        return content
-    return read_file(locate(source, content), content)
+    frames: tuple[str | bytes, ...] = content if isinstance(content, tuple) else (content,)
+    if kind == "video" and isinstance(content, str) and (place := locate(source, content)).is_dir():
+        names = sorted(file.name for file in place.iterdir() if file.suffix.lower() in _FRAME_SUFFIXES)
+        if not names:
+            raise MediaError(f"{content!r} is a directory without frames ({', '.join(_FRAME_SUFFIXES)})")
+        frames = tuple(f"{content.rstrip('/')}/{name}" for name in names)
+    chosen = [frames[number] for number in evenly(len(frames), most)]
+    files = tuple(one if isinstance(one, bytes) else read_file(locate(source, one), one) for one in chosen)
+    return Held(files, len(frames))
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Numbers of ``most`` of ``count`` items at most, the first and the last among them."""
+    return list(range(count)) if count <= most else np.linspace(0, count - 1, most).round().astype(int).tolist()
 
 
 def open_image(content: bytes, max_pixels: int) -> Image.Image:
@@ -89,6 +120,11 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
         raise MediaError(f"it is no image of a known format ({', '.join(IMAGE_FORMATS)})") from error
     except Exception as error:  # a damaged file makes the decoders raise whatever they like
         raise MediaError(f"the image is damaged: {error}") from error
+    return scaled_down(image, max_pixels)
+
+
+def scaled_down(image: Image.Image, max_pixels: int) -> Image.Image:
+    """``image`` with ``max_pixels`` at most, in its shape."""
     pixels = image.width * image.height
     if pixels <= max_pixels:
         return image

@@ -6,6 +6,7 @@ accumulation a short answer would weigh more than a long one, and the gradient w
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ def count_tokens_alike(model: PreTrainedModel) -> None:
     alone is changed."""
     plain = model.forward
 
+    @functools.wraps(plain)  # generate() asks for the signature
     def forward(
         *arguments: Any,
         labels: torch.Tensor | None = None,

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from finetune_trainer.messages import MediaKind
 
 
@@ -23,7 +25,7 @@ class MediaModel:
 
 
 _LLAVA = MediaModel(("image",), ("vision_tower",), ("multi_modal_projector", "image_newline"))
-_QWEN = MediaModel(("image",), ("visual.patch_embed", "visual.blocks"), ("visual.merger",), "mm_token_type_ids")
+_QWEN = MediaModel(("image", "video"), ("visual.patch_embed", "visual.blocks"), ("visual.merger",), "mm_token_type_ids")
 
 MEDIA_MODELS: dict[str, MediaModel] = {
     "gemma3": MediaModel(("image",), ("vision_tower",), ("multi_modal_projector",), "token_type_ids"),
@@ -68,3 +70,11 @@ def frozen_modules(settings: Any, *, tower: bool, projector: bool) -> tuple[str,
 def takes_in(settings: Any) -> tuple[str, ...]:
     """All modules that are no part of the language model."""
     return frozen_modules(settings, tower=True, projector=True)
+
+
+def forget_positions(model: nn.Module) -> None:
+    """Have ``model`` answer a text as if it had seen no image before: Qwen2-VL keeps how far the images of its last
+    batch moved positions, and takes that for a text's too."""
+    for part in model.modules():
+        if getattr(part, "rope_deltas", None) is not None:
+            part.rope_deltas = None

@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from finetune_api.failures import ExitCode
+from finetune_api.trainer_config import ResolvedSource
 from finetune_api.training import MultimodalSpec
 from PIL import Image
 from transformers import AutoConfig
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.media_files import MediaError, open_image, open_sound
+from finetune_trainer.media_clips import Clip, open_clip
+from finetune_trainer.media_files import Held, MediaError, open_image, open_sound, read_medium
 from finetune_trainer.media_models import MediaModel, media_model
-from finetune_trainer.messages import MediaKind
+from finetune_trainer.messages import Content, MediaKind
 
-Opened = Image.Image | np.ndarray
-"""What a file holds: an image, or a sound as float32 (n,)."""
-_ARGUMENTS: dict[MediaKind, str] = {"image": "images", "video": "videos", "audio": "audio"}
+Opened = Image.Image | np.ndarray | Clip
+"""What the files hold: an image, a sound as float32 (n,), or a video."""
+_PARTS = ("image_processor", "video_processor", "feature_extractor")
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
 """What a processor gives for the text: we have that from the prepared data."""
 
@@ -36,26 +38,38 @@ class MediaProcessor:
         self.known = known
         self.tokens: dict[MediaKind, str] = {kind: getattr(processor, f"{kind}_token") for kind in known.kinds}
         """The token of each kind's placeholder."""
-        self._options = {"sampling_rate": processor.feature_extractor.sampling_rate} if "audio" in known.kinds else {}
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides what becomes of a file."""
-        parts = [getattr(self._processor, name, None) for name in ("image_processor", "feature_extractor")]
+        parts = [getattr(self._processor, name, None) for name in _PARTS]
         facts = [part.to_dict() for part in parts if part is not None]
-        told = json.dumps([facts, self.tokens, self._limits.image_max_pixels], sort_keys=True, default=str)
+        limits = self._limits.model_dump(exclude={"freeze_vision_tower", "freeze_multi_modal_projector"})
+        told = json.dumps([facts, self.tokens, limits], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()
 
-    def open(self, kind: MediaKind, content: bytes) -> Opened:
-        """What is in a file.
+    def read(self, source: ResolvedSource, kind: MediaKind, content: Content) -> Held:
+        """The files of a medium of ``source``.
+
+        Raises:
+            MediaError: one is not there.
+        """
+        return read_medium(source, kind, content, most=self._limits.video_max_frames)
+
+    def open(self, kind: MediaKind, held: Held) -> Opened:
+        """What is in the files.
 
         Raises:
             MediaError: it cannot be understood.
         """
+        limits = self._limits
         if kind == "image":
-            return open_image(content, self._limits.image_max_pixels)
+            return open_image(held.files[0], limits.image_max_pixels)
+        if kind == "video":
+            fps, most = limits.video_fps, limits.video_max_frames
+            return open_clip(held, fps=fps, most=most, max_pixels=limits.video_max_pixels)
         extractor = self._processor.feature_extractor
-        return open_sound(content, extractor.sampling_rate, longest=getattr(extractor, "chunk_length", None))
+        return open_sound(held.files[0], extractor.sampling_rate, longest=getattr(extractor, "chunk_length", None))
 
     def text_of(self, kind: MediaKind, opened: Opened) -> str:
         """What stands for it in the text, in the place of its placeholder.
@@ -65,10 +79,7 @@ class MediaProcessor:
         """
         try:
             made = self._processor(
-                text=[self.tokens[kind]],
-                return_text_replacement_offsets=True,
-                **{_ARGUMENTS[kind]: [opened]},
-                **self._options,
+                text=[self.tokens[kind]], return_text_replacement_offsets=True, **self._given(kind, [[opened]])
             )
         except ValueError as error:  # such as a strip of one pixel's height
             raise MediaError(f"the model's processor refuses it: {error}") from error
@@ -79,11 +90,25 @@ class MediaProcessor:
         text = ["".join(self.tokens[kind] for kind, _ in row) for row in rows]
         given: dict[str, Any] = {}
         for kind in self.known.kinds:
-            held = [[opened for own, opened in row if own == kind] for row in rows]
-            if any(held):
-                given[_ARGUMENTS[kind]] = held if kind == "image" else [one for row in held for one in row]
-        made = self._processor(text=text, padding=True, return_tensors="pt", **given, **self._options)
+            given |= self._given(kind, [[opened for own, opened in row if own == kind] for row in rows])
+        made = self._processor(text=text, padding=True, return_tensors="pt", **given)
         return {name: value for name, value in made.items() if name not in _OF_TEXT}
+
+    def _given(self, kind: MediaKind, rows: list[list[Any]]) -> dict[str, Any]:
+        """Arguments of the processor for what each row has of ``kind``."""
+        flat = [opened for row in rows for opened in row]
+        if not flat:
+            return {}
+        if kind == "image":
+            return {"images": rows}
+        if kind == "audio":
+            return {"audio": flat, "sampling_rate": self._processor.feature_extractor.sampling_rate}
+        # Frames are chosen already; from their rate Qwen2.5-VL's positions follow.
+        told = [
+            {"total_num_frames": len(clip.frames), "fps": clip.fps, "frames_indices": list(range(len(clip.frames)))}
+            for clip in flat
+        ]
+        return {"videos": [clip.frames for clip in flat], "video_metadata": told, "do_sample_frames": False}
 
     def token_types(self, ids: np.ndarray) -> dict[str, torch.Tensor]:
         """Where the model asks for it, which kind each of the ``ids`` (batch, length) is of."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,11 +9,10 @@ from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.files import sha256_file
-from finetune_trainer.media_files import MediaError, content_of, locate
+from finetune_trainer.media_files import MediaError
 from finetune_trainer.media_models import MEDIA_MODELS
 from finetune_trainer.media_processor import MediaProcessor
-from finetune_trainer.messages import Conversation, Medium
+from finetune_trainer.messages import Content, Conversation, Medium
 from finetune_trainer.row_errors import MEDIA, MEDIA_FILE, RowError, invalid
 from finetune_trainer.samples import Sample, sample_of
 from finetune_trainer.sources import FoundSource
@@ -47,7 +45,7 @@ class MediaReader:
     def _read(self, number: int, medium: Medium, where: str) -> Medium:
         kinds = () if self.processor is None else self.processor.known.kinds
         if self.processor is None or medium.kind not in kinds:
-            takes = f"takes text and {' and '.join(kinds)}" if kinds else "is trained on text alone"
+            takes = f"takes {', '.join(('text', *kinds))}" if kinds else "is trained on text alone"
             others = ", ".join(sorted(name for name, known in MEDIA_MODELS.items() if medium.kind in known.kinds))
             advice = f"models that take it: {others}" if others else "no model of this release takes it"
             raise invalid(
@@ -56,12 +54,12 @@ class MediaReader:
                 MEDIA,
             )
         try:
-            content = content_of(self.config.sources[number], medium.content)
-            text = self.processor.text_of(medium.kind, self.processor.open(medium.kind, content))
+            held = self.processor.read(self.config.sources[number], medium.kind, medium.content)
+            text = self.processor.text_of(medium.kind, self.processor.open(medium.kind, held))
         except MediaError as error:
             named = f" ({medium.content})" if isinstance(medium.content, str) else ""
             raise invalid(where, f"{medium.place}{named}: {error}", MEDIA_FILE) from error
-        return replace(medium, text=text, digest=hashlib.sha256(content).digest(), source=number)
+        return replace(medium, text=text, digest=held.sha256, source=number)
 
     def _check_job(self) -> None:
         if self.config.packing:
@@ -89,21 +87,23 @@ def sharded(strategy: str) -> TrainerError:
     )
 
 
-def media_facts(sources: Sequence[FoundSource]) -> list[list[str]]:
+def media_facts(sources: Sequence[FoundSource], processor: MediaProcessor) -> list[list[str]]:
     """Names and hashes of all files that rows name, in their order: the data's identity beside the rows themselves.
     What cannot be read is left to the reader, which says where it is."""
-    found: dict[tuple[int, str], str] = {}
-    for number, path in _named_files(sources):
-        if (number, path) in found:
+    found: dict[tuple[int, Content], str] = {}
+    for number, medium in _named_files(sources):
+        if (number, medium.content) in found:
             continue
         try:
-            found[number, path] = sha256_file(locate(sources[number].source, path))
-        except (MediaError, OSError) as error:
-            found[number, path] = f"unreadable: {type(error).__name__}"
-    return [[str(number), path, digest] for (number, path), digest in found.items()]
+            held = processor.read(sources[number].source, medium.kind, medium.content)
+            found[number, medium.content] = f"{held.of}:{held.sha256.hex()}"
+        except MediaError as error:
+            found[number, medium.content] = f"unreadable: {error}"
+    return [[str(number), repr(content), digest] for (number, content), digest in found.items()]
 
 
-def _named_files(sources: Sequence[FoundSource]) -> Iterator[tuple[int, str]]:
+def _named_files(sources: Sequence[FoundSource]) -> Iterator[tuple[int, Medium]]:
+    """Media that are not in the rows whole, with the number of their source."""
     for number, source in enumerate(sources):
         for raw in source.rows():
             try:
@@ -111,6 +111,8 @@ def _named_files(sources: Sequence[FoundSource]) -> Iterator[tuple[int, str]]:
             except RowError:
                 continue
             for message in sample.messages if isinstance(sample, Conversation) else ():
-                for medium in message.media:
-                    if isinstance(medium.content, str):
-                        yield number, medium.content
+                yield from ((number, medium) for medium in message.media if _names_files(medium.content))
+
+
+def _names_files(content: Content) -> bool:
+    return isinstance(content, str) or (isinstance(content, tuple) and any(isinstance(one, str) for one in content))

@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Any
 
-from finetune_trainer.messages import MediaKind, Medium
+from finetune_trainer.messages import Content, MediaKind, Medium
 from finetune_trainer.row_errors import MEDIA, WRONG_TYPE, invalid
 
 PART_KINDS: dict[str, MediaKind] = {
@@ -39,7 +39,7 @@ def part_medium(part: dict[str, Any], place: str, where: str) -> Medium | None:
         held = _unwrapped(held, f"{place}.{name}", where)
     if held is None:
         return Medium(kind, FROM_COLUMN, place)
-    return Medium(kind, content_of(held, place, where), place)
+    return Medium(kind, content_of(kind, held, place, where), place)
 
 
 def _unwrapped(value: dict[str, Any], place: str, where: str) -> Any:
@@ -51,8 +51,18 @@ def _unwrapped(value: dict[str, Any], place: str, where: str) -> Any:
     raise invalid(where, f"{place} has neither 'url' nor 'data'; it has: {', '.join(map(str, value))}", MEDIA)
 
 
-def content_of(value: Any, place: str, where: str) -> str | bytes:
-    """A path, or the file itself, of any of the forms in use."""
+def content_of(kind: MediaKind, value: Any, place: str, where: str) -> Content:
+    """A path, or the file itself, of any of the forms in use; of a video also a list of frames.
+
+    Raises:
+        RowError: it is none of these.
+    """
+    if kind == "video" and isinstance(value, list | tuple) and value:
+        return tuple(_file(frame, f"{place}[{number}]", where) for number, frame in enumerate(value))
+    return _file(value, place, where)
+
+
+def _file(value: Any, place: str, where: str) -> str | bytes:
     if isinstance(value, dict) and ("bytes" in value or "path" in value):  # as the library datasets writes them
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     elif isinstance(value, dict):

@@ -1,12 +1,13 @@
 """Media of prepared samples: which belong to which, and where their files are.
 
 A file that lies beside the rows stays there, and its path and hash are kept; one that is in a row is kept whole. Pixel
-values are not: they take a hundred times the file's room, and are made again in a moment.
+values are not: docs/decisions/0013 says why.
 """
 
 from __future__ import annotations
 
-import hashlib
+import base64
+import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +18,16 @@ from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import ResolvedSource
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.media_files import MediaError, content_of
-from finetune_trainer.messages import MEDIA_KINDS, MediaKind, Medium
+from finetune_trainer.media_files import Held, MediaError
+from finetune_trainer.media_processor import MediaProcessor
+from finetune_trainer.messages import MEDIA_KINDS, Content, MediaKind, Medium
 
 ITEM = np.dtype(
-    [("kind", "u1"), ("embedded", "u1"), ("source", "<i4"), ("start", "<i8"), ("end", "<i8"), ("sha256", "S64")]
+    [("kind", "u1"), ("form", "u1"), ("source", "<i4"), ("start", "<i8"), ("end", "<i8"), ("sha256", "S64")]
 )
-"""One file: its kind, whether the bytes from ``start`` to ``end`` are it or its path, and of which source."""
+"""One medium: its kind, the form of the bytes from ``start`` to ``end``, and its source's number."""
+_PATH, _FILE, _FRAMES = range(3)
+"""Forms: a path, a file, or the JSON of a list of frames: texts are paths, lists of one text are files in base64."""
 MEDIA_TYPES: dict[str, np.dtype[Any]] = {
     "media": np.dtype("<i8"),
     "media_starts": np.dtype("<i8"),
@@ -39,23 +43,22 @@ class StoredMedium:
 
     kind: MediaKind
     source: int
-    content: str | bytes
-    """Path as the row has it, or the file itself."""
+    content: Content
     sha256: str
 
-    def read(self, sources: Sequence[ResolvedSource]) -> bytes:
-        """The file, as it was when the data was prepared.
+    def read(self, sources: Sequence[ResolvedSource], processor: MediaProcessor) -> Held:
+        """Its files, as they were when the data was prepared.
 
         Raises:
-            TrainerError: PREPARED_DATA_MISSING where it is gone or changed.
+            TrainerError: PREPARED_DATA_MISSING where one is gone or changed.
         """
         try:
-            content = content_of(sources[self.source], self.content)
+            held = processor.read(sources[self.source], self.kind, self.content)
         except MediaError as error:
             raise _changed(f"a file of the data is gone: {error}") from error
-        if hashlib.sha256(content).hexdigest() != self.sha256:
+        if held.sha256.hex() != self.sha256:
             raise _changed(f"{self.content!r} of {sources[self.source].uri} has changed since the data was prepared")
-        return content
+        return held
 
 
 class MediaWriter:
@@ -64,7 +67,7 @@ class MediaWriter:
     def __init__(self, bytes_file: BinaryIO) -> None:
         self._file = bytes_file
         self._place = 0
-        self._known: dict[tuple[str, bytes, int, str], int] = {}
+        self._known: dict[tuple[str, bytes, int, bytes], int] = {}
         self._items: list[tuple[int, int, int, int, int, bytes]] = []
         self._media, self._starts = array("q"), array("q", [0])
 
@@ -77,16 +80,13 @@ class MediaWriter:
         self._starts.append(len(self._media))
 
     def _number(self, medium: Medium) -> int:
-        embedded = isinstance(medium.content, bytes)
-        path = "" if isinstance(medium.content, bytes) else medium.content
-        key = (medium.kind, medium.digest, -1 if embedded else medium.source, path)
+        form, content = _written(medium.content)
+        key = (medium.kind, medium.digest, -1 if form == _FILE else medium.source, b"" if form == _FILE else content)
         if key not in self._known:
-            content = medium.content if isinstance(medium.content, bytes) else medium.content.encode()
             self._file.write(content)
             start, self._place = self._place, self._place + len(content)
-            digest = medium.digest.hex().encode()
-            kind = MEDIA_KINDS.index(medium.kind)
-            self._items.append((kind, int(embedded), medium.source, start, self._place, digest))
+            digest, kind = medium.digest.hex().encode(), MEDIA_KINDS.index(medium.kind)
+            self._items.append((kind, form, medium.source, start, self._place, digest))
             self._known[key] = len(self._items) - 1
         return self._known[key]
 
@@ -112,6 +112,11 @@ class MediaTable:
     def __bool__(self) -> bool:
         return len(self._media) > 0
 
+    @property
+    def kinds(self) -> tuple[MediaKind, ...]:
+        """Those that there are."""
+        return tuple(MEDIA_KINDS[number] for number in np.unique(self._items["kind"]).tolist()) if self else ()
+
     def of(self, sample: int) -> tuple[StoredMedium, ...]:
         """Those of a sample, in its order."""
         if not self:
@@ -121,8 +126,22 @@ class MediaTable:
 
     def _stored(self, item: Any) -> StoredMedium:
         content = self._bytes[int(item["start"]) : int(item["end"])].tobytes()
-        held = content if item["embedded"] else content.decode()
+        held = _read(int(item["form"]), content)
         return StoredMedium(MEDIA_KINDS[int(item["kind"])], int(item["source"]), held, item["sha256"].decode())
+
+
+def _written(content: Content) -> tuple[int, bytes]:
+    """Form and bytes."""
+    if isinstance(content, tuple):
+        frames = [one if isinstance(one, str) else [base64.b64encode(one).decode()] for one in content]
+        return _FRAMES, json.dumps(frames).encode()
+    return (_FILE, content) if isinstance(content, bytes) else (_PATH, content.encode())
+
+
+def _read(form: int, content: bytes) -> Content:
+    if form == _FRAMES:
+        return tuple(one if isinstance(one, str) else base64.b64decode(one[0]) for one in json.loads(content))
+    return content if form == _FILE else content.decode()
 
 
 def _changed(problem: str) -> TrainerError:

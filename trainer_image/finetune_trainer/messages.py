@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 MediaKind = Literal["image", "video", "audio"]
+Content = str | bytes | tuple[str | bytes, ...]
+"""Path as the row has it, or the file itself; of a video also its frames, each one of these."""
 MEDIA_KINDS: tuple[MediaKind, ...] = ("image", "video", "audio")
 
 
@@ -23,8 +25,7 @@ class Medium:
     """An image, video or sound in a message."""
 
     kind: MediaKind
-    content: str | bytes
-    """Path as the row has it, or the file itself."""
+    content: Content
     place: str = field(default="", compare=False)
     """Its field in the row, for a person."""
     at: int = 0

@@ -149,7 +149,7 @@ def _digest(
         "validation": config.validation.fraction,
         "seed": config.hyperparameters.seed,
         "onError": config.on_error,
-        "media": None if media is None else [media.fingerprint, media_facts(sources)],
+        "media": None if media is None else [media.fingerprint, media_facts(sources, media)],
         "sources": [
             {
                 "format": found.source.format,

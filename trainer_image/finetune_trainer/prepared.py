@@ -27,7 +27,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import read_json, whole_directory, write_json
 from finetune_trainer.media_store import MEDIA_TYPES, MediaTable, MediaWriter, StoredMedium
-from finetune_trainer.messages import Medium
+from finetune_trainer.messages import MediaKind, Medium
 
 LAYOUT = 6
 """Raise it when the layout or the meaning of the files changes: older stores are then made anew."""
@@ -96,9 +96,9 @@ class SequenceSet:
         return Sequence(ids, np.where(trained, ids, IGNORED), lengths, desirable, rows, media)
 
     @property
-    def has_media(self) -> bool:
-        """Whether a sample of the store has images or sounds."""
-        return bool(self._media)
+    def media_kinds(self) -> tuple[MediaKind, ...]:
+        """What samples of the store have beside text."""
+        return self._media.kinds
 
     @property
     def samples(self) -> int:

@@ -177,7 +177,7 @@ class _Run:
             tokenizer.eos_token = prepared.eos_token
         steps = count_steps(config.hyperparameters, len(prepared.train), world.size)
         spread = Spread.plan(config, world, steps)
-        if prepared.train.has_media and spread.strategy.shards_weights:
+        if prepared.train.media_kinds and spread.strategy.shards_weights:
             raise sharded(spread.strategy.name)
         with spread.loading():
             loaded = load_model(
@@ -379,7 +379,7 @@ class _Run:
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
-            dataloader_num_workers=MEDIA_WORKERS if self.prepared.train.has_media and not on_cpu else 0,
+            dataloader_num_workers=MEDIA_WORKERS if self.prepared.train.media_kinds and not on_cpu else 0,
             dataloader_pin_memory=not on_cpu,
             **self.spread.arguments(),
             **more,

@@ -55,11 +55,12 @@ qwen = pytest.mark.parametrize("job", ["qwen2_vl"], indirect=True)
         ({"images": [data_uri(image_bytes(image("red", (900, 2))))]},
          "rows.jsonl:2: images[0]: the model's processor refuses it: absolute aspect ratio must be smaller than 200"),
         ({"instruction": "<audio>", "audios": ["media/red.png"]},
-         "rows.jsonl:2: audios[0] is of type 'audio', and the model (hf://org/tiny) takes text and image; models that "
-         "take it: qwen2_audio"),
-        ({"instruction": "<video>", "videos": ["a.mp4"]},
-         "rows.jsonl:2: videos[0] is of type 'video', and the model (hf://org/tiny) takes text and image; no model of "
-         "this release takes it"),
+         "rows.jsonl:2: audios[0] is of type 'audio', and the model (hf://org/tiny) takes text, image, video; models "
+         "that take it: qwen2_audio"),
+        ({"instruction": "<video>", "videos": ["rows.jsonl"]},
+         "rows.jsonl:2: videos[0] (rows.jsonl): it is no animated image (GIF, WEBP, PNG). For films (MP4"),
+        ({"instruction": "<video>", "videos": [["media/red.png", "gone.png"]]},
+         "rows.jsonl:2: videos[0]: 'gone.png' cannot be read: No such file or directory"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_taken_is_named_with_its_row_and_field(
@@ -87,13 +88,18 @@ def test_what_cannot_hold_media_is_refused_by_its_field(job: TrainerConfig) -> N
     for fields, said in (
         ({"packing": True}, "spec.dataset.packing: rows with images or sounds are not packed"),
         ({"distributed": {"strategy": "zero3"}}, "spec.distributed.strategy: zero3 shares out the weights that see"),
-        ({"hyperparameters": {"microBatchSize": "auto"}}, "spec.hyperparameters.microBatchSize: auto goes by a memory"),
         ({"template": {"name": "qwen"}}, "spec.template.name: template qwen has no placeholder for what is of type"),
         ({"template": {"name": "llava"}}, "spec.template.name: "),
     ):
         error = refusal(edited(job, **fields))
         assert said in str(error), str(error)
         assert error.exit_code in (ExitCode.CONFIG_INVALID, ExitCode.TEMPLATE_INVALID)
+
+
+@qwen
+def test_a_micro_batch_by_an_estimate_of_the_text_alone_is_refused(job: TrainerConfig) -> None:
+    with pytest.raises(TrainerError, match=r"microBatchSize: auto goes by a memory estimate that counts the language"):
+        inspect(edited(job, hyperparameters={"microBatchSize": "auto"}), count=1)
 
 
 @qwen

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from finetune_api.trainer_config import ResolvedSource
 from finetune_trainer import media_files
-from finetune_trainer.media_files import MediaError, content_of, open_image, open_sound, resampled
+from finetune_trainer.media_clips import Clip, open_clip
+from finetune_trainer.media_files import Held, MediaError, evenly, open_image, open_sound, read_medium, resampled
 from PIL import Image
 from tiny_media import image, image_bytes, tone
 
@@ -119,6 +120,11 @@ def test_what_is_no_whole_sound_is_told(content: bytes, problem: str) -> None:
     assert problem in str(failure.value)
 
 
+def content_of(origin: ResolvedSource, content: str | bytes) -> bytes:
+    (file,) = read_medium(origin, "image", content, most=9).files
+    return file
+
+
 def source(root: Path, rows: str = "data/rows.jsonl") -> ResolvedSource:
     return ResolvedSource(uri=f"pvc://claim/{rows}", path=str(root / rows), root=str(root))
 
@@ -161,3 +167,70 @@ def test_files_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(media_files, "MAX_BYTES", 4)
     with pytest.raises(MediaError, match=r"'a\.png' has 5 bytes, and 4 are the most"):
         content_of(source(tmp_path), "a.png")
+
+
+def test_frames_are_a_list_or_a_directory_and_are_taken_evenly(tmp_path: Path) -> None:
+    frames = [image_bytes(image((number * 20, 0, 0))) for number in range(10)]
+    (tmp_path / "data/clip").mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        (tmp_path / f"data/clip/{number:02}.png").write_bytes(frame)
+    (tmp_path / "data/clip/notes.txt").touch()
+    whole = read_medium(source(tmp_path), "video", "clip", most=10)
+    assert (whole.files, whole.of) == (tuple(frames), 10)
+    some = read_medium(source(tmp_path), "video", "clip/", most=4)
+    assert (some.files, some.of) == (tuple(frames[number] for number in (0, 3, 6, 9)), 10)
+    named = ("clip/00.png", frames[5], "clip/09.png")
+    listed = read_medium(source(tmp_path), "video", named, most=10)
+    assert listed.files == (frames[0], frames[5], frames[9])
+    assert len({one.sha256 for one in (whole, some, listed, Held((frames[0],)))}) == 4
+    clip = open_clip(some, fps=2, most=4, max_pixels=600)
+    assert clip.frames.shape == (4, 20, 30, 3)
+    assert clip.fps == pytest.approx(0.8), "four of ten frames of five seconds"
+    with pytest.raises(MediaError, match="'clip' cannot be read: Is a directory"):
+        read_medium(source(tmp_path), "image", "clip", most=4)
+    (tmp_path / "data/empty").mkdir()
+    with pytest.raises(MediaError, match=r"'empty' is a directory without frames \(\.png"):
+        read_medium(source(tmp_path), "video", "empty", most=4)
+
+
+def animated(milliseconds: list[int], kind: str = "GIF") -> bytes:
+    drawn = [image((20 * number, 0, 0)) for number in range(len(milliseconds))]
+    file = io.BytesIO()
+    drawn[0].save(file, kind, save_all=True, append_images=drawn[1:], duration=milliseconds)
+    return file.getvalue()
+
+
+def reds(clip: Clip) -> list[int]:
+    """How red each frame is, as the number of the drawn one."""
+    return [round(float(frame[-3, -3, 0]) / 20) for frame in clip.frames]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animated_image_is_looked_at_as_often_as_the_job_says(kind: str) -> None:
+    held = Held((animated([1000, 500, 250, 250, 1000], kind),))
+    twice = open_clip(held, fps=2, most=99, max_pixels=MANY)
+    assert (reds(twice), twice.fps) == ([0, 0, 1, 2, 4, 4], 2)
+    assert reds(open_clip(held, fps=4, most=99, max_pixels=MANY)) == [0, 0, 0, 0, 1, 1, 2, 3, 4, 4, 4, 4]
+    few = open_clip(held, fps=2, most=3, max_pixels=600)
+    assert (reds(few), few.fps, few.frames.shape[1:]) == ([0, 1, 4], 1, (20, 30, 3))
+
+
+@pytest.mark.parametrize(
+    ("held", "problem"),
+    [
+        (Held((b"\0\0\0\x18ftypmp42",)), "For films (MP4 and the like) there is no decoder: name their frames"),
+        (Held((animated([100] * 5)[:-300],)), "the video is damaged"),
+        (Held(tuple(image_bytes(image("red", size)) for size in ((60, 40), (9, 9))), 2),
+         "its frames differ in size: 9x9, 60x40"),
+        (Held((image_bytes(image("red")), b"x"), 2), "it is no image of a known format"),
+    ],
+)  # fmt: skip
+def test_what_is_no_video_is_told(held: Held, problem: str) -> None:
+    with pytest.raises(MediaError) as failure:
+        open_clip(held, fps=2, most=9, max_pixels=MANY)
+    assert problem in str(failure.value)
+
+
+@pytest.mark.parametrize(("count", "most", "chosen"), [(3, 5, [0, 1, 2]), (5, 3, [0, 2, 4]), (128, 2, [0, 127])])
+def test_the_first_and_the_last_are_among_the_chosen(count: int, most: int, chosen: list[int]) -> None:
+    assert evenly(count, most) == chosen

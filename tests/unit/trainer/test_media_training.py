@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer import fused_loss
 from finetune_trainer.evaluate import token_losses
+from finetune_trainer.media_files import Held
 from finetune_trainer.media_processor import find_processor
 from finetune_trainer.messages import Medium, Message
 from finetune_trainer.model import load_model
@@ -21,6 +24,7 @@ from media_jobs import COLOURS, KINDS, collator_of, edited
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_media import MAKERS, image, image_bytes, tone
+from torch.nn import functional
 from trainings import output_of, run
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
@@ -29,9 +33,14 @@ every_type = pytest.mark.parametrize("job", MAKERS, indirect=True)
 
 @every_type
 def test_a_model_that_sees_or_hears_is_trained_and_can_be_served(job: TrainerConfig) -> None:
-    report = run(job)
+    asked = {"prompts": ["Which colour?"], "maxNewTokens": 2}
+    report = run(edited(job, validation={"fraction": 0.2}, evaluation=asked))
     assert report.progress is not None
     assert report.progress.step == 4
+    assert report.progress.eval_loss is not None
+    assert len(report.samples) == 1
+    task = f"pipeline_tag: {KINDS[Path(str(job.model.path)).name]}-text-to-text"
+    assert task in output_of(job, "adapter", "README.md").read_text()
     adapter = load_file(output_of(job, "adapter", "adapter_model.safetensors"))
     assert adapter
     assert all("language_model" in name for name in adapter), "what sees and hears is left as it is"
@@ -62,7 +71,7 @@ def test_ids_and_pixels_are_those_of_the_models_own_processor(job: TrainerConfig
         ".png" if kind == "image" else ".wav") for colour in COLOURS[:2]]  # fmt: skip
     own = find_processor(base, job.multimodal, trust_remote_code=False)
     assert own is not None
-    opened = [own.open(kind, file.read_bytes()) for file in files]
+    opened = [own.open(kind, Held((file.read_bytes(),))) for file in files]
     media = [Medium(kind, ""), " or ", Medium(kind, ""), "?"]
     asked = [Message("user", "").with_pieces(media), Message("assistant", "Both.")]
     text = processor.apply_chat_template(plain_messages(asked))
@@ -125,6 +134,27 @@ def test_each_token_counts_the_same_whatever_its_batch(job: TrainerConfig) -> No
         summed = float(token_losses(model, batch).sum())
         assert float(model(**batch, num_items_in_batch=50).loss) == pytest.approx(summed / 50, rel=1e-5)
     assert model.base_model.model.accepts_loss_kwargs
+
+
+@every_type
+def test_the_loss_without_logits_sees_the_same(job: TrainerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the head runs over supervised tokens alone; here by torch's own kernels."""
+
+    def summed(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: None) -> torch.Tensor:
+        return functional.cross_entropy(functional.linear(hidden, weight, bias), targets, reduction="sum")
+
+    monkeypatch.setattr(fused_loss, "linear_cross_entropy", summed)
+    prepare(job)
+    prepared = load_prepared(job)
+    model = AutoModelForMultimodalLM.from_pretrained(prepared.model_directory)
+    rows = [prepared.train[i] for i in range(len(prepared.train))]
+    plain, fusing = collator_of(job, prepared), collator_of(job, prepared, fused_loss=True)
+    with torch.no_grad():
+        expected = float(token_losses(model, plain(rows)).mean())
+        fused_loss.fuse_loss(model)
+        batch = fusing(rows)
+        batch.pop("tokens")
+        assert float(model(**batch).loss) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("job", ["qwen2_vl", "gemma3"], indirect=True)
@@ -207,3 +237,45 @@ def test_a_merged_model_sees_as_its_adapter_does(job: TrainerConfig) -> None:
         expected, found = tuned(**batch).logits, merged(**batch).logits
     assert torch.allclose(found, expected, atol=1e-3)
     assert not torch.allclose(found, before, atol=1e-2)
+
+
+@pytest.mark.parametrize("job", ["qwen2_vl", "qwen2_5_vl"], indirect=True)
+def test_a_video_is_trained_by_its_frames(job: TrainerConfig) -> None:
+    """Ids, pixels and positions are those that the model's own processor makes of the same frames."""
+    rows = Path(str(job.sources[0].path))
+    frames = [image((40 * number, 0, 0), (64, 56)) for number in range(5)]
+    names = []
+    for number, frame in enumerate(frames):
+        names.append(f"media/frame-{number}.png")
+        (rows.parent / names[-1]).write_bytes(image_bytes(frame))
+    data = [{"instruction": "<video>Which is it?", "output": "Red.", "videos": [names]},
+            {"instruction": "<image><video>And now?", "output": "Blue.", "videos": [names[::-1]], "images": names[:1]},
+            {"instruction": "Which?", "output": "Both."}]  # fmt: skip
+    rows.write_text("".join(json.dumps(row) + "\n" for row in data))
+    run(job)
+    prepared = load_prepared(job)
+    (mixed,) = (one for one in (prepared.train[i] for i in range(3)) if len(one.media) == 2)
+    processor = AutoProcessor.from_pretrained(prepared.model_directory)
+    asked = [Message("user", "").with_pieces([Medium("image", ""), Medium("video", ""), "And now?"]),
+             Message("assistant", "Blue.")]  # fmt: skip
+    text = processor.apply_chat_template(plain_messages(asked), chat_template=prepared.chat_template)
+    told = {"total_num_frames": 5, "fps": 2.0, "frames_indices": list(range(5))}
+    video = np.stack([np.asarray(frame) for frame in frames[::-1]])
+    expected = processor(
+        text=[text], images=[frames[0]], videos=[video], video_metadata=[told], do_sample_frames=False,
+        return_tensors="pt",
+    )  # fmt: skip
+    assert mixed.input_ids.tolist() == expected["input_ids"][0].tolist()
+    batch = collator_of(job, prepared)([mixed])
+    inputs = set(expected) - {"input_ids", "attention_mask"}
+    assert {"pixel_values_videos", "video_grid_thw", "mm_token_type_ids"} <= inputs
+    assert ("second_per_grid_ts" in inputs) == (Path(str(job.model.path)).name == "qwen2_5_vl")
+    for name in inputs:
+        assert torch.equal(torch.as_tensor(batch[name]), torch.as_tensor(expected[name])), name
+    model = AutoModelForMultimodalLM.from_pretrained(prepared.model_directory)
+    (once,) = (one for one in (prepared.train[i] for i in range(3)) if len(one.media) == 1)
+    other = dataclasses.replace(once, media=mixed.media[1:])
+    collator = collator_of(job, prepared)
+    with torch.no_grad():
+        forwards, backwards = (token_losses(model, collator([one])) for one in (once, other))
+    assert float((forwards - backwards).abs().max()) > 1e-5, "the order of the frames is seen"
