@@ -217,7 +217,8 @@ def _fit_by_trl(  # noqa: PLR0917
     trainer = SFTTrainer(
         model=loaded,
         args=SFTConfig(
-            output_dir=str(work / "trl"), per_device_train_batch_size=case.batch, max_steps=10_000, bf16=True,
+            output_dir=str(work / "trl"), per_device_train_batch_size=case.batch, gradient_accumulation_steps=1,
+            max_steps=10_000, bf16=True,
             max_length=length, use_liger_kernel=liger, gradient_checkpointing=recompute, learning_rate=1e-5,
             gradient_checkpointing_kwargs={"use_reentrant": False} if recompute else None, report_to="none",
             save_strategy="no", logging_steps=1, optim="adamw_torch_fused", disable_tqdm=True,

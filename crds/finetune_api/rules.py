@@ -52,6 +52,7 @@ _FULL, _FREEZE, _LORA = Present("method.full"), Present("method.freeze"), Presen
 _QUANTIZED = Present("quantization")
 _SHARDED = OneOf("distributed.strategy", ("zero3", "fsdp2"))
 _ON_CPU = OneOf("distributed.gpusPerNode", (0,))
+_FUSED = OneOf("acceleration.fusedAdapters", (True,))
 _FSDP = OneOf("distributed.strategy", ("fsdp2",))
 _MICRO = "self.hyperparameters.microBatchSize"
 _DEVICES = "(self.distributed.nodes * (self.distributed.gpusPerNode > 0 ? self.distributed.gpusPerNode : 1))"
@@ -194,6 +195,33 @@ CONFLICTS: tuple[Rule, ...] = (
         "acceleration.compile",
         both(OneOf("acceleration.compile", (True,)), OneOf("quantization.method", ("hqq",))),
         "HQQ's layers cannot be compiled with adapters on them; leave it false, or use bitsandbytes",
+    ),
+    Rule(
+        "acceleration.fusedAdapters",
+        both(_FUSED, either(_FULL, _FREEZE)),
+        "adapters are LoRA's; leave it unset, or use method lora",
+    ),
+    Rule(
+        "acceleration.fusedAdapters",
+        both(_FUSED, either(OneOf("method.lora.dora", (True,)), MoreThan("method.lora.dropout", 0))),
+        "adapters with dropout or DoRA are not the two products alone; leave it unset, or use dropout 0 without DoRA",
+    ),
+    Rule(
+        "acceleration.fusedAdapters",
+        both(
+            _FUSED,
+            _QUANTIZED,
+            either(
+                OneOf("quantization.method", ("hqq",)),
+                both(OneOf("quantization.method", ("bitsandbytes",)), OneOf("quantization.bits", (8,))),
+            ),
+        ),
+        "it is not for hqq's weights nor bitsandbytes' 8 bits; leave it unset, or use bitsandbytes with 4 bits",
+    ),
+    Rule(
+        "acceleration.fusedAdapters",
+        both(_FUSED, OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))),
+        "it is for one device, or several by ddp; leave it unset",
     ),
     Rule(
         "precision",

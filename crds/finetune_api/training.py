@@ -247,6 +247,9 @@ class AccelerationSpec(ApiModel):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     activation_offload: bool = False
     """Hold activations in host memory."""
+    fused_adapters: bool | None = None
+    """Compute LoRA's adapters with the layers that they are on, and layers that read the same input as one. Unset:
+    on a GPU wherever that gives the same."""
 
 
 class HyperparametersSpec(ApiModel):

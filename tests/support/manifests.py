@@ -137,7 +137,10 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "compile and adafactor on the CPU",
-        {"acceleration": {"compile": True, "liger": False}, "hyperparameters.optimizer": "adafactor"},
+        {
+            "acceleration": {"compile": True, "liger": False, "fusedAdapters": True},
+            "hyperparameters.optimizer": "adafactor",
+        },
     ),
     Case("8-bit floats", {"precision": "fp8", "distributed": {"gpusPerNode": 1}}),
     Case("a merge", {"output": {"merge": {"dtype": "fp16"}}}),
@@ -250,6 +253,26 @@ CASES: tuple[Case, ...] = (
         "hqq and compile",
         {"acceleration": {"compile": True}, "quantization": {"method": "hqq", "bits": 4}},
         "HQQ's layers",
+    ),
+    Case(
+        "fused adapters of none",
+        {"acceleration": {"fusedAdapters": True}, "method": {"full": {}}},
+        "adapters are LoRA's",
+    ),
+    Case(
+        "fused adapters with dropout",
+        {"acceleration": {"fusedAdapters": True}, "method.lora.dropout": 0.1},
+        "are not the two products alone",
+    ),
+    Case(
+        "fused adapters on 8 bits",
+        {"acceleration": {"fusedAdapters": True}, "quantization": {"bits": 8}},
+        "it is not for hqq's",
+    ),
+    Case(
+        "fused adapters, shared out",
+        {"acceleration": {"fusedAdapters": True}, "distributed": {"strategy": "zero2"}},
+        "one device, or several by ddp",
     ),
     Case("half precision on the CPU", {"precision": "fp16"}, "fp16 needs a GPU"),
     Case("freeze of no layer", {"method": {"freeze": {"trainableLayers": 0}}}, "0 trains nothing"),

@@ -8,6 +8,7 @@ are no multiples of 16, and the output head, stay as they are.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,14 +44,21 @@ def fits(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) and layer.in_features % _SIDES == 0 and layer.out_features % _SIDES == 0
 
 
-def freeze_in_fp8(model: Any) -> int:
-    """Hold the base layers under ``model``'s adapters in 8-bit floats; how many there are."""
+def freeze_in_fp8(groups: Iterable[list[Any]]) -> int:
+    """Hold the base layers under adapters in 8-bit floats; how many there are.
+
+    Args:
+        groups: layers with adapters; the weights of one group get one scale, so that they can be one operand.
+    """
     count = 0
-    for layer in list(model.modules()):
-        base = getattr(layer, "base_layer", None)
-        if base is not None and fits(base):
-            layer.base_layer = Fp8Linear(base)
-            count += 1
+    for layers in groups:
+        chosen = [layer for layer in layers if fits(layer.base_layer)]
+        if not chosen:
+            continue
+        scale = torch.stack([scale_of(layer.base_layer.weight.detach(), VALUES) for layer in chosen]).amax()
+        for layer in chosen:
+            layer.base_layer = Fp8Linear(layer.base_layer, scale)
+        count += len(chosen)
     return count
 
 
@@ -72,10 +80,9 @@ def train_in_fp8(model: Any) -> None:
 class Fp8Linear(nn.Module):
     """A frozen linear layer: ``weight`` float8 (out, in), ``scale`` fp32, what one of its units stands for."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, scale: torch.Tensor) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        scale = scale_of(layer.weight.detach(), VALUES)
         self.register_buffer("weight", (layer.weight.detach() / scale).to(VALUES))
         self.register_buffer("scale", scale)
         self.bias = layer.bias
@@ -98,7 +105,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(weight, scale)
         ctx.dtype = inputs.dtype
         rows = inputs.reshape(-1, inputs.shape[-1])
-        return _multiply(rows, VALUES, weight.t(), scale).reshape(*inputs.shape[:-1], weight.shape[0])
+        return multiply(rows, VALUES, weight.t(), scale).reshape(*inputs.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -107,11 +114,12 @@ class _Product(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         # The kernel wants its second operand by columns: a byte a weight is moved, which the product hides.
         columns = weight.t().contiguous().t()
-        product = _multiply(rows, GRADIENTS, columns, scale)
+        product = multiply(rows, GRADIENTS, columns, scale)
         return product.reshape(*gradient.shape[:-1], weight.shape[1]).to(ctx.dtype), None, None
 
 
-def _multiply(rows: torch.Tensor, kind: torch.dtype, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def multiply(rows: torch.Tensor, kind: torch.dtype, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``rows`` (tokens, in), in bf16 and cast to ``kind``, times ``weight`` (in, out) by columns, in bf16."""
     own = scale_of(rows, kind)
     packed = (rows.to(torch.float32) / own).to(kind)
     return torch._scaled_mm(packed, weight, own, scale, out_dtype=torch.bfloat16, use_fast_accum=kind is VALUES)  # noqa: SLF001

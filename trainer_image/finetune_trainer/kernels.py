@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch._dynamo.config
 import torch._functorch.config
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
@@ -77,6 +78,14 @@ def fuses_loss(config: TrainerConfig, device: torch.device) -> bool:
     return device.type == "cuda" and config.stage in ("sft", "pt") and config.acceleration.liger is not False
 
 
+def fuses_adapters(config: TrainerConfig, device: torch.device) -> bool:
+    """Whether adapters are to be computed with their layers, as far as these can be."""
+    lora, wish = config.method.lora, config.acceleration.fused_adapters
+    return (
+        lora is not None and not lora.dora and lora.dropout == 0 and (device.type == "cuda" if wish is None else wish)
+    )
+
+
 def compile_layers(model: Any, *, recomputed: bool = False, backend: str = "inductor") -> None:
     """Compile each decoder layer in place: one graph serves them all, and names of weights stay as they are.
 
@@ -87,6 +96,8 @@ def compile_layers(model: Any, *, recomputed: bool = False, backend: str = "indu
         backend: of torch.compile.
     """
     torch._functorch.config.activation_memory_budget = 1.0 if recomputed else KEPT  # noqa: SLF001
+    # What fused adapters remember from one layer to the next they have forgotten at the end: nothing is to be repeated.
+    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = recomputed  # noqa: SLF001
     _, layers = find_layers(model)
     for layer in layers:
         layer.compile(backend=backend)

@@ -19,8 +19,10 @@ from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fp8 import check_fp8, freeze_in_fp8, train_in_fp8
 from finetune_trainer.freezing import freeze
+from finetune_trainer.fused_adapters import NAME as FUSED_ADAPTERS
+from finetune_trainer.fused_adapters import adapted_layers, fuse_adapters
 from finetune_trainer.heads import head_options, model_class, train_head
-from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers, names
+from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers, fuses_adapters, names
 from finetune_trainer.log import log
 from finetune_trainer.media_loss import count_tokens_alike
 from finetune_trainer.media_models import frozen_modules, media_model, within
@@ -106,8 +108,18 @@ def load_model(
     if place != device and not is_quantized(model):
         model.to(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    fused = fuses_adapters(config, device) and masters and not sharded
     if config.precision == "fp8":
-        kernels.append(_in_fp8(config, model))
+        kernels.append(_in_fp8(config, model, together=fused))
+    if fused and (count := fuse_adapters(model)):
+        kernels.append(FUSED_ADAPTERS)
+        log.info("%d layers are computed with their adapters", count)
+    elif config.acceleration.fused_adapters:
+        raise TrainerError(
+            ExitCode.ACCELERATION_UNAVAILABLE,
+            "acceleration.fusedAdapters: the base's layers are held in a way that has no such product, or are shared "
+            "out over devices; leave it unset",
+        )
     if config.acceleration.compile:
         compile_layers(model, recomputed=config.acceleration.gradient_checkpointing)
     log.info("%s on %s, attention %s: %s of %s parameters are trained (%.2f %%)", type(model).__name__, name,
@@ -146,11 +158,11 @@ def _frozen(config: TrainerConfig, model: PreTrainedModel) -> tuple[str, ...]:
     return frozen_modules(model.config, tower=wishes.freeze_vision_tower, projector=wishes.freeze_multi_modal_projector)
 
 
-def _in_fp8(config: TrainerConfig, model: Any) -> str:
+def _in_fp8(config: TrainerConfig, model: Any, *, together: bool) -> str:
     if config.method.lora is None:
         train_in_fp8(model)
         return "fp8"
-    log.info("%d frozen layers are held in fp8", freeze_in_fp8(model))
+    log.info("%d frozen layers are held in fp8", freeze_in_fp8(adapted_layers(model, together=together)))
     return "fp8-base"
 
 

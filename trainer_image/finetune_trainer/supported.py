@@ -58,6 +58,7 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
         yield "spec.precision: fp8 is for full, and for lora on a base that is not quantized"
     if config.precision == "fp16" and spread.gpus_per_node == 0:
         yield "spec.precision: fp16 needs a GPU"
+    yield from _fused_problems(config)
     micro = numbers.micro_batch_size
     if micro == "auto":
         pass  # a number comes of it when the device is there
@@ -83,6 +84,20 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
             yield f"spec.dataset.sources[{index}].format: stage {config.stage} takes {wanted}, not {source.format}"
     if not config.sources:
         yield "spec.dataset.sources: names no data"
+
+
+def _fused_problems(config: TrainerConfig) -> Iterator[str]:
+    lora, quantization = config.method.lora, config.quantization
+    if not config.acceleration.fused_adapters:
+        return
+    if lora is None or lora.dora or lora.dropout > 0:
+        yield "spec.acceleration.fusedAdapters: is for method lora, without dropout and DoRA"
+    if quantization is not None and (
+        quantization.method == "hqq" or (quantization.method == "bitsandbytes" and quantization.bits == 8)
+    ):
+        yield "spec.acceleration.fusedAdapters: is not for hqq's weights nor bitsandbytes' 8 bits"
+    if config.distributed.strategy not in ("auto", "ddp"):
+        yield "spec.acceleration.fusedAdapters: is for one device, or several by ddp"
 
 
 def _stage_problems(config: TrainerConfig) -> Iterator[str]:

@@ -28,6 +28,7 @@ from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.evaluate import answers, check_packing, fused_loss_agrees, held_out_loss
 from finetune_trainer.export import Facts, export
 from finetune_trainer.files import read_json, write_json
+from finetune_trainer.fused_adapters import separate_adapters
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.kernels import offloading
@@ -250,6 +251,7 @@ class _Run:
         )
         if self.config.merge is not None:
             model = self.loaded.model
+            separate_adapters(model)
             if self.spread.strategy.shards_weights:
                 self.spread.release()
                 model = load_tuned(self.config, self.prepared.model_directory)
