@@ -86,6 +86,18 @@ CONFLICTS: tuple[Rule, ...] = (
         "or use lora or full",
     ),
     Rule(
+        "multimodal",
+        both(
+            either(MoreThan("distributed.nodes", 1), MoreThan("distributed.gpusPerNode", 1)),
+            either(
+                OneOf("multimodal.freezeVisionTower", (False,)),
+                OneOf("multimodal.freezeMultiModalProjector", (False,)),
+            ),
+        ),
+        "what sees and hears is trained on one device: another whose batch has text alone would have no gradient for "
+        "it; leave both frozen, or use one device",
+    ),
+    Rule(
         "multimodal.freezeMultiModalProjector",
         both(_FREEZE, OneOf("multimodal.freezeMultiModalProjector", (False,))),
         "method freeze trains layers of the language model; name the projector in method.freeze.extraModules, or use "

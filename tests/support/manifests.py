@@ -216,6 +216,11 @@ CASES: tuple[Case, ...] = (
         {"method": {"freeze": {}}, "multimodal": {"freezeMultiModalProjector": False}},
         "name the projector",
     ),
+    Case(
+        "a tower that is trained on two GPUs",
+        {"multimodal": {"freezeVisionTower": False}, "distributed": {"gpusPerNode": 2}},
+        "is trained on one device",
+    ),
     Case("no room for a pixel", {"multimodal": {"imageMaxPixels": 1000}}, "multimodal.imageMaxPixels"),
     Case("pissa and dora", {"method.lora": {"init": "pissa", "dora": True}}, "use one of them"),
     Case("pissa on 4 bits", {"quantization": {"bits": 4}, "method.lora.init": "pissa"}, "PiSSA"),
