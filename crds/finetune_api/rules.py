@@ -9,6 +9,7 @@ message says what to do instead.
 
 from __future__ import annotations
 
+from finetune_api.multimodal_rules import MULTIMODAL_RULES
 from finetune_api.predicates import (
     Condition,
     Custom,
@@ -78,30 +79,6 @@ CONFLICTS: tuple[Rule, ...] = (
         "method.freeze",
         both(_QUANTIZED, _FREEZE),
         "quantized weights cannot be trained; use lora, or drop quantization",
-    ),
-    Rule(
-        "multimodal.freezeVisionTower",
-        both(_FREEZE, OneOf("multimodal.freezeVisionTower", (False,))),
-        "method freeze trains layers of the language model; name modules of the tower in method.freeze.extraModules, "
-        "or use lora or full",
-    ),
-    Rule(
-        "multimodal",
-        both(
-            either(MoreThan("distributed.nodes", 1), MoreThan("distributed.gpusPerNode", 1)),
-            either(
-                OneOf("multimodal.freezeVisionTower", (False,)),
-                OneOf("multimodal.freezeMultiModalProjector", (False,)),
-            ),
-        ),
-        "what sees and hears is trained on one device: another whose batch has text alone would have no gradient for "
-        "it; leave both frozen, or use one device",
-    ),
-    Rule(
-        "multimodal.freezeMultiModalProjector",
-        both(_FREEZE, OneOf("multimodal.freezeMultiModalProjector", (False,))),
-        "method freeze trains layers of the language model; name the projector in method.freeze.extraModules, or use "
-        "lora or full",
     ),
     Rule(
         "quantization.bits",
@@ -393,7 +370,7 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
 )
 
-RULES: tuple[Rule, ...] = CONFLICTS + STAGE_RULES + UNSUPPORTED
+RULES: tuple[Rule, ...] = CONFLICTS + MULTIMODAL_RULES + STAGE_RULES + UNSUPPORTED
 
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "stage",
