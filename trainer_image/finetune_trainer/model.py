@@ -102,7 +102,7 @@ def load_model(
     total = _size(model)
     if wanted is not None and by_hqq:
         quantize_by_hqq(model, linear, wanted, compute_dtype(config), device)
-    model = _with_method(model, method, frozen, linear, masters=masters)
+    model = _with_method(model, method, linear, frozen=frozen, masters=masters)
     start = Start(model) if method.lora is not None and method.lora.init in FROM_THE_WEIGHTS else None
     trainable = sum(size_of(parameter) for parameter in model.parameters() if parameter.requires_grad)
     if place != device and not is_quantized(model):
@@ -148,7 +148,7 @@ def count_parameters(config: TrainerConfig, directory: Path) -> tuple[int, int]:
     else:
         method = config.method
     frozen = _frozen(config, model)
-    model = _with_method(model, method, frozen)
+    model = _with_method(model, method, frozen=frozen)
     return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -240,9 +240,9 @@ def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
 def _with_method(
     model: PreTrainedModel,
     method: MethodSpec,
-    frozen: tuple[str, ...],
     linear: list[str] | None = None,
     *,
+    frozen: tuple[str, ...] = (),
     masters: bool = True,
 ) -> Any:
     """``model`` with what ``method`` trains: adapters added, or some weights frozen. ``frozen``: modules that are left
