@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.messages import Message, ToolCall
+from finetune_trainer.media_rows import FROM_COLUMN, PART_KINDS
+from finetune_trainer.messages import Medium, Message, ToolCall
 
 from finetune_cli.errors import CliError
 
@@ -69,17 +70,28 @@ def _message(value: Any, place: str) -> Message:
         _call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(value.get("tool_calls") or [])
     )
     content = value.get("content")
-    if isinstance(content, list):
-        texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
-        content = "".join(texts) if len(texts) == len(content) else None
     if content is None and calls:
         content = ""
-    if not isinstance(content, str):
-        raise CliError(f"{place}.content must be text")
+    pieces = _pieces(content if isinstance(content, list) else [content], f"{place}.content")
     thought = next((value[name] for name in _THOUGHTS if isinstance(value.get(name), str)), None)
     if role != "assistant" and (calls or thought):
         raise CliError(f"{place} is of {role}, and calls and thoughts are the assistant's")
-    return Message(_ROLES[role], content, thought=thought, calls=calls)
+    return Message(_ROLES[role], "", thought=thought, calls=calls).with_pieces(pieces)
+
+
+def _pieces(parts: list[Any], place: str) -> list[str | Medium]:
+    """Text and media; of these it is shown where they stand, and not what they are."""
+    pieces: list[str | Medium] = []
+    for part in parts:
+        kind = PART_KINDS.get(str(part.get("type"))) if isinstance(part, dict) else None
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind is not None:
+            pieces.append(Medium(kind, FROM_COLUMN))
+        elif isinstance(text, str):
+            pieces.append(text)
+        else:
+            raise CliError(f"{place} must be text, or parts of type text, image, video and audio")
+    return pieces
 
 
 def _call(value: Any, place: str) -> ToolCall:

@@ -141,6 +141,7 @@ def plan(
             ResolvedSource(
                 uri=source.uri,
                 path=str(path) if path else None,
+                root="/" if uri.scheme == "file" else None,
                 format=source.format,
                 columns=source.columns,
                 split=source.split,

@@ -24,6 +24,7 @@ from finetune_api.training import (
     LoraMethod,
     MethodSpec,
     ModelSpec,
+    MultimodalSpec,
     Precision,
     PreferenceSpec,
     QuantizationSpec,
@@ -44,6 +45,8 @@ class FineTuneJobSpec(ApiModel):
     """Base model."""
     dataset: DatasetSpec
     """Data."""
+    multimodal: MultimodalSpec = MultimodalSpec()
+    """Images, videos and sounds in the data."""
     method: MethodSpec = MethodSpec()
     """Which weights are trained: exactly one of `full`, `freeze`, `lora`. May be left out where
     `quantization.bits` is set, which implies LoRA."""

@@ -9,6 +9,7 @@ message says what to do instead.
 
 from __future__ import annotations
 
+from finetune_api.multimodal_rules import MULTIMODAL_RULES
 from finetune_api.predicates import (
     Condition,
     Custom,
@@ -363,13 +364,14 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
 )
 
-RULES: tuple[Rule, ...] = CONFLICTS + STAGE_RULES + UNSLOTH_RULES + UNSUPPORTED
+RULES: tuple[Rule, ...] = CONFLICTS + MULTIMODAL_RULES + STAGE_RULES + UNSLOTH_RULES + UNSUPPORTED
 
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "stage",
     "preference",
     "model",
     "dataset",
+    "multimodal",
     "method",
     "quantization",
     "precision",

@@ -19,6 +19,7 @@ from finetune_api.training import (
     DatasetFormat,
     HyperparametersSpec,
     MethodSpec,
+    MultimodalSpec,
     Precision,
     PreferenceSpec,
     QuantizationSpec,
@@ -74,6 +75,9 @@ class ResolvedSource(ApiModel):
     """As the user wrote it: errors name it."""
     path: str | None = None
     """File or directory in the container; None: fetch `uri`."""
+    root: str | None = None
+    """Directory of the volume that `path` is in: files that rows name lie below it, and it is the root of absolute
+    ones. None: they lie beside the rows."""
     format: DatasetFormat = "alpaca"
     """Shape of a row."""
     columns: dict[str, str] = {}
@@ -116,6 +120,7 @@ class TrainerConfig(ApiModel):
     validation: ValidationSpec = ValidationSpec()
     streaming: bool = False
     on_error: Literal["fail", "skip"] = "fail"
+    multimodal: MultimodalSpec = MultimodalSpec()
     method: MethodSpec
     quantization: QuantizationSpec | None = None
     precision: Precision = "bf16"
@@ -168,6 +173,7 @@ def resolve_config(
         validation=spec.dataset.validation,
         streaming=spec.dataset.streaming,
         on_error=spec.dataset.on_error,
+        multimodal=spec.multimodal,
         method=spec.resolved_method,
         quantization=spec.quantization,
         precision=spec.precision,

@@ -108,6 +108,24 @@ class DatasetSpec(ApiModel):
     in `status.dataset.dropped`. What is wrong with a file as a whole fails the job either way."""
 
 
+class MultimodalSpec(ApiModel):
+    """Images, videos and sounds in the rows, and the parts of a model that take them in; of no account for text."""
+
+    image_max_pixels: Annotated[int, Field(ge=1024, le=67108864)] = 589824
+    """Width times height above which an image is scaled down, before the model's own processor scales it as it does
+    when it serves. The default is that of 768 x 768."""
+    video_fps: Annotated[float, Field(gt=0.0, le=120.0)] = 2.0
+    """Frames a second that are taken of a video. Of one that is given as frames, how many a second these are."""
+    video_max_frames: Annotated[int, Field(ge=2, le=4096)] = 128
+    """Frames of a video at most; of more, as many are taken evenly."""
+    video_max_pixels: Annotated[int, Field(ge=1024, le=67108864)] = 65536
+    """As `imageMaxPixels`, of a video's frame. The default is that of 256 x 256."""
+    freeze_vision_tower: bool = True
+    """Leave the part that sees, or hears, as it is. False: it is trained by the job's method."""
+    freeze_multi_modal_projector: bool = True
+    """The same of what lies between that part and the language model."""
+
+
 class FullMethod(ApiModel):
     """Train every weight."""
 

@@ -124,6 +124,7 @@ CASES: tuple[Case, ...] = (
         "variants of lora",
         {"method.lora": {"dora": True, "init": "gaussian", "loraPlusRatio": 16, "modulesToSave": ["norm"]}},
     ),
+    Case("a tower that is trained", {"multimodal": {"freezeVisionTower": False, "imageMaxPixels": 200704}}),
     Case("pissa", {"method.lora.init": "pissa"}),
     Case("full without masters", {"method": {"full": {"masterWeights": "none"}}}),
     Case("qlora by bits alone", {"method": {}, "quantization": {"bits": 4}}),
@@ -216,6 +217,20 @@ CASES: tuple[Case, ...] = (
         {"quantization": {"method": "hqq", "bits": 4}, "distributed": {"strategy": "zero3"}},
         "cannot shard hqq",
     ),
+    Case(
+        "freeze with the tower", {"method": {"freeze": {}}, "multimodal": {"freezeVisionTower": False}}, "of the tower"
+    ),
+    Case(
+        "freeze with the projector",
+        {"method": {"freeze": {}}, "multimodal": {"freezeMultiModalProjector": False}},
+        "name the projector",
+    ),
+    Case(
+        "a tower that is trained on two GPUs",
+        {"multimodal": {"freezeVisionTower": False}, "distributed": {"gpusPerNode": 2}},
+        "is trained on one device",
+    ),
+    Case("no room for a pixel", {"multimodal": {"imageMaxPixels": 1000}}, "multimodal.imageMaxPixels"),
     Case("pissa and dora", {"method.lora": {"init": "pissa", "dora": True}}, "use one of them"),
     Case("pissa on 4 bits", {"quantization": {"bits": 4}, "method.lora.init": "pissa"}, "PiSSA"),
     Case(

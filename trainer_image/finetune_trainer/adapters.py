@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.heads import reward_head, train_head
+from finetune_trainer.media_models import pattern_of, within
 
 FROM_THE_WEIGHTS = ("pissa", "olora")
 """Starts that take the adapter's first values out of the base's weights, and change these."""
@@ -29,15 +30,25 @@ _INIT: dict[str, Any] = {
 """peft's name of each start."""
 
 
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Names of the layers that can take an adapter: all linear ones but the head."""
+def linear_names(model: PreTrainedModel, frozen: tuple[str, ...] = ()) -> list[str]:
+    """Names of the layers that can take an adapter: all linear ones but the head, and but those in the modules
+    ``frozen``."""
     reward = reward_head(model)
     head = model.get_submodule(reward) if reward else model.get_output_embeddings()
-    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head]
+    return [
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and part is not head and not within(name, frozen)
+    ]
 
 
 def add_adapters(
-    model: PreTrainedModel, method: LoraMethod, linear: list[str], *, masters: bool = True
+    model: PreTrainedModel,
+    method: LoraMethod,
+    linear: list[str],
+    frozen: tuple[str, ...] = (),
+    *,
+    masters: bool = True,
 ) -> PeftModel | Any:
     """``model`` with LoRA's adapters, the rest frozen.
 
@@ -45,6 +56,7 @@ def add_adapters(
         model: the base; its linear layers may be quantized.
         method: the job's.
         linear: :func:`linear_names`, from before the layers were quantized.
+        frozen: modules that take no adapter, whatever their layers are called.
         masters: whether adapters are held in fp32, or in the base's type.
 
     Raises:
@@ -58,6 +70,7 @@ def add_adapters(
         r=method.rank,
         lora_alpha=method.alpha if method.alpha is not None else 2 * method.rank,
         lora_dropout=method.dropout,
+        exclude_modules=pattern_of(frozen) if frozen else None,
         target_modules=sorted(set(method.target_modules) or {name.rpartition(".")[2] for name in linear}),
         use_rslora=method.rslora,
         use_dora=method.dora,

@@ -13,9 +13,11 @@ from typing import Any
 from finetune_api.failures import ExitCode
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as _MULTIMODAL
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import read_json, sha256_file
+from finetune_trainer.media_models import media_model
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -86,8 +88,8 @@ def inspect_model(directory: Path, *, trust_remote_code: bool, allow_pickle: boo
     return BaseModel(
         architecture=_architecture(config),
         parameters=None if packed else parameters,
-        vocabulary=getattr(config, "vocab_size", None),
-        longest=getattr(config, "max_position_embeddings", None),
+        vocabulary=getattr(config.get_text_config(), "vocab_size", None),
+        longest=getattr(config.get_text_config(), "max_position_embeddings", None),
     )
 
 
@@ -118,9 +120,12 @@ def _architecture(config: Any) -> str:
     known: set[str] = set()
     for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         known.update([names] if isinstance(names, str) else names)
+    if media_model(config) is not None:
+        known.add(_MULTIMODAL[config.model_type])
     named = list(getattr(config, "architectures", None) or [])
     if not named:
-        default = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+        mapping = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if media_model(config) is None else _MULTIMODAL
+        default = mapping.get(config.model_type)
         named = [default] if isinstance(default, str) else list(default or [])
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     for name in named:

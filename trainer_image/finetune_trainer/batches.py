@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from finetune_trainer.media_batches import MediaBatches
 from finetune_trainer.prepared import IGNORED, Sequence, SequenceSet
 
 
@@ -46,6 +47,7 @@ class Collator:
         lengths: bool = False,
         fused_loss: bool = False,
         row_length: int | None = None,
+        media: MediaBatches | None = None,
     ) -> None:
         """Settle the form.
 
@@ -56,13 +58,21 @@ class Collator:
             lengths: give these as the samples' lengths, by Unsloth's name, instead of by flash-attn's.
             fused_loss: add what :func:`finetune_trainer.fused_loss.fuse_loss` reads.
             row_length: pad every row to this many tokens instead of to the longest, so that shapes stay the same.
+            media: of a model that takes more than text.
         """
         self._pad, self._packed, self._flat, self._fused = pad_token_id, packed, flat, fused_loss
-        self._row_length, self._lengths = row_length, lengths
+        self._row_length, self._lengths, self._media = row_length, lengths, media
 
     def unpadded(self) -> Collator:
         """The same for rows that are short, without padding to one length."""
-        return Collator(self._pad, packed=self._packed, flat=self._flat, lengths=self._lengths, fused_loss=self._fused)
+        return Collator(
+            self._pad,
+            packed=self._packed,
+            flat=self._flat,
+            lengths=self._lengths,
+            fused_loss=self._fused,
+            media=self._media,
+        )
 
     def forgo_fused_loss(self) -> None:
         """Make batches for the model's own loss from now on."""
@@ -72,7 +82,7 @@ class Collator:
         """Tensors (batch, length) of int64: input_ids, labels, and position_ids or, where there is padding,
         attention_mask; ``tokens`` is an int, the tokens that are no padding. Flat: batch is 1, and ``cu_seq_lens_*``
         and ``max_length_*`` are flash-attn's, ``packed_seq_lengths`` Unsloth's. Fused loss: ``loss_positions`` and
-        ``targets``."""
+        ``targets``. Media: what the model's processor makes of them."""
         rows = [_joined(sequences)] if self._flat else list(sequences)
         longest = max(len(row.input_ids) for row in rows)
         length = max(longest, (self._row_length or 0) * (len(sequences) if self._flat else 1))
@@ -97,6 +107,8 @@ class Collator:
             batch |= _boundaries(rows[0], length, self._row_length, lengths=self._lengths)
         if self._fused:
             batch |= _supervised(labels)
+        if self._media is not None:
+            batch |= self._media.inputs([row.media for row in rows], ids)
         batch["tokens"] = int(attended.sum())
         return batch
 

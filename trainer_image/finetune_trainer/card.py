@@ -7,6 +7,7 @@ from finetune_api.status import Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import LoraMethod, Stage
 
+from finetune_trainer.messages import MediaKind
 from finetune_trainer.prepared import Prepared
 
 _STAGES: dict[Stage, str] = {
@@ -27,7 +28,7 @@ def model_card(
     front: dict[str, object] = {"library_name": "peft" if config.method.lora else "transformers"}
     if config.model.uri.startswith("hf://"):
         front["base_model"] = base
-    front["pipeline_tag"] = "text-classification" if config.stage == "rm" else "text-generation"
+    front["pipeline_tag"] = "text-classification" if config.stage == "rm" else _task(prepared.train.media_kinds)
     front["tags"] = ["finetune-operator", config.stage, method_of(config)]
     return "\n".join(
         [
@@ -120,3 +121,10 @@ def _samples(samples: list[Sample]) -> list[str]:
     for sample in samples:
         lines += [f"> {sample.prompt}", "", f"- before: {sample.before}", f"- after: {sample.after}", ""]
     return ["## Answers", "", *lines] if lines else []
+
+
+def _task(kinds: tuple[MediaKind, ...]) -> str:
+    """The hub's name of what a model does that was trained on these beside text."""
+    if "image" in kinds or "video" in kinds:
+        return "image-text-to-text"
+    return "audio-text-to-text" if kinds else "text-generation"

@@ -15,8 +15,9 @@ import numpy as np
 from finetune_api.training import TemplateSpec
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.messages import Message
+from finetune_trainer.messages import MediaKind, Medium, Message
 from finetune_trainer.templates import Segment, Template
+from finetune_trainer.templates.media import with_media
 from finetune_trainer.tokenizer import Span, SpecialTokenInTextError, TextEncoder
 
 TOO_LONG = "first exchange longer than maxLength"
@@ -40,21 +41,36 @@ class Encoded:
     ids: np.ndarray
     trained: np.ndarray
     truncated: bool
+    media: tuple[Medium, ...] = ()
+    """What the tokens of images and sounds stand for."""
+
+
+_Rendering = tuple[list[Segment], tuple[Medium, ...]]
+"""Segments, and the media that are in them."""
 
 
 class ConversationEncoder:
     """Turns conversations into tokens by one template and one tokenizer."""
 
     def __init__(
-        self, tokenizer: Any, template: Template, spec: TemplateSpec, max_length: int, *, last_answer: bool = False
+        self,
+        tokenizer: Any,
+        template: Template,
+        spec: TemplateSpec,
+        max_length: int,
+        *,
+        last_answer: bool = False,
+        media: Mapping[MediaKind, str] | None = None,
     ) -> None:
-        """``last_answer``: train on a conversation's last answer alone, without the calls of its turn."""
+        """``last_answer``: train on a conversation's last answer alone, without the calls of its turn. ``media``: the
+        model's placeholder of each kind that it takes."""
         self._text = TextEncoder(tokenizer)
         self._template = template
         self._spec = spec
         self._max_length = max_length
         self._last_answer = last_answer
-        self._foreseen: dict[int, tuple[Sequence[Message], list[list[Segment]]]] = {}
+        self._media = media or {}
+        self._foreseen: dict[int, tuple[Sequence[Message], list[_Rendering]]] = {}
 
     def foresee(self, conversations: Iterable[tuple[Sequence[Message], Sequence[Mapping[str, Any]]]]) -> None:
         """Render the conversations that :meth:`encode` will be asked for next, each messages and tools, and tokenize
@@ -64,7 +80,7 @@ class ConversationEncoder:
             with contextlib.suppress(TrainerError):  # encode will say it, with the row
                 self._foreseen[id(messages)] = (messages, self._renderings(messages, tools))
         rendered = chain.from_iterable(renderings for _, renderings in self._foreseen.values())
-        self._text.foresee("".join([segment.text for segment in segments]) for segments in rendered)
+        self._text.foresee("".join([segment.text for segment in segments]) for segments, _ in rendered)
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[Encoded]:
         """Tokens of ``messages``, of at most ``max_length``: whole turns are cut from the end.
@@ -83,6 +99,7 @@ class ConversationEncoder:
             whole, parts = self._cut(messages, tools, int(whole.turns[self._max_length]))
         if self._spec.train_on_prompt and whole.trained.any():
             whole.trained[: np.flatnonzero(whole.trained)[-1]] = True
+            whole.trained[whole.of_media] = False
         samples = []
         for rendered in (whole, *parts):
             if len(rendered.ids) > self._max_length:
@@ -93,7 +110,9 @@ class ConversationEncoder:
                 samples.append(rendered)
         if not samples:
             raise UntrainedError(NOTHING_TO_TRAIN)
-        return [Encoded(sample.ids, sample.trained, truncated and sample is samples[0]) for sample in samples]
+        return [
+            Encoded(sample.ids, sample.trained, truncated and sample is samples[0], sample.media) for sample in samples
+        ]
 
     def _cut(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], turn: int
@@ -110,16 +129,24 @@ class ConversationEncoder:
         same, renderings = self._foreseen.get(id(messages), (None, []))
         if same is not messages:
             renderings = self._renderings(messages, tools)
-        return [self._tokens(segments) for segments in renderings]
+        return [self._tokens(segments, media) for segments, media in renderings]
 
-    def _renderings(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[list[Segment]]:
-        return self._template.renderings(
+    def _renderings(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[_Rendering]:
+        found = self._template.renderings(
             messages,
             tools,
             first=self._first(messages),
             default_system=self._spec.system,
             thinking=self._spec.thinking,
         )
+        media = [medium for message in messages for medium in message.media]
+        if not media:
+            return [(segments, ()) for segments in found]
+        named = self._template.name
+        return [
+            with_media(segments, media, self._media, template=named, whole=number == 0)
+            for number, segments in enumerate(found)
+        ]
 
     def _first(self, messages: Sequence[Message]) -> int:
         """Number of the first answer that is trained."""
@@ -131,20 +158,23 @@ class ConversationEncoder:
             return roles[:last].count("assistant")
         return 0
 
-    def _tokens(self, segments: Sequence[Segment]) -> _Rendered:
+    def _tokens(self, segments: Sequence[Segment], media: tuple[Medium, ...]) -> _Rendered:
         try:
             tokens = self._text.encode([Span(segment.text, segment.literal) for segment in segments])
         except SpecialTokenInTextError as error:
             raise DroppedError(SPECIAL_TEXT) from error
         trained = np.array([segment.trained for segment in segments], dtype=bool)[tokens.spans]
         turns = np.array([segment.turn for segment in segments], dtype=np.int64)[tokens.spans]
-        return _Rendered(tokens.ids, trained, turns)
+        of_media = np.array([segment.medium for segment in segments], dtype=bool)[tokens.spans]
+        return _Rendered(tokens.ids, trained, turns, of_media, media)
 
 
 @dataclass(frozen=True)
 class _Rendered:
-    """Ids, whether each is trained, and the number of its turn."""
+    """Ids, whether each is trained, the number of its turn, whether it stands for a medium, and all of these."""
 
     ids: np.ndarray
     trained: np.ndarray
     turns: np.ndarray
+    of_media: np.ndarray
+    media: tuple[Medium, ...]

@@ -18,6 +18,7 @@ from finetune_trainer.batches import Collator
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
+from finetune_trainer.media_models import forget_positions
 from finetune_trainer.prepared import IGNORED, Sequence, SequenceSet
 from finetune_trainer.world import ALONE, World
 
@@ -158,7 +159,10 @@ def check_packing(model: Any, sequences: SequenceSet, collator: Collator, config
 
 
 def _part(sequence: Sequence, start: int, end: int) -> Sequence:
-    """Tokens ``start`` to ``end``, with the samples that they belong to."""
+    """Tokens ``start`` to ``end``, with the samples that they belong to; all of it where it has media, whose tokens
+    must not be cut apart."""
+    if sequence.media:
+        return sequence
     borders = np.clip(np.cumsum([0, *sequence.lengths.tolist()]), start, end)
     lengths = np.diff(borders)
     labels = sequence.labels[start:end].copy()
@@ -187,6 +191,7 @@ def answers(
     """
     device = next(model.parameters()).device
     found = []
+    forget_positions(model)
     with evaluating(model, config.precision):
         for prompt in config.evaluation.prompts:
             interruption.check()

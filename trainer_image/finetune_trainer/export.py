@@ -27,6 +27,7 @@ from finetune_trainer.prepared import Prepared
 
 ADAPTER, MODEL = "adapter", "model"
 """Directories of the result, by what was trained."""
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -82,6 +83,7 @@ def export(
         else:
             model.save_pretrained(aside, safe_serialization=True, state_dict=weights)
         tokenizer.save_pretrained(aside)
+        copy_processor(prepared.model_directory, aside)
         if config.stage != "rm":
             generation_config(model, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
         check_served(aside, config, prepared)
@@ -93,6 +95,17 @@ def export(
         digest = _digest(aside)
     log.info("%s is at %s", name, target)
     return ExportReport(path=name, digest=digest)
+
+
+def copy_processor(model: Path, result: Path) -> None:
+    """Of a model that takes images or sounds the files of its processor, as they are: servers look for them beside the
+    weights. The chat template is the tokenizer's, which is the one that was trained."""
+    for name in PROCESSOR_FILES:
+        if not (model / name).is_file():
+            continue
+        settings = json.loads((model / name).read_text(encoding="utf-8"))
+        settings.pop("chat_template", None)
+        (result / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def make_readable(directory: Path) -> None:

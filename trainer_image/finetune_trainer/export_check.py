@@ -12,7 +12,7 @@ from finetune_api.trainer_config import TrainerConfig
 from transformers import GenerationConfig
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.messages import Message, ToolCall
+from finetune_trainer.messages import MEDIA_KINDS, Medium, Message, ToolCall
 from finetune_trainer.prepared import Prepared
 from finetune_trainer.templates import resolve_template
 from finetune_trainer.templates.plain import plain_messages, plain_tools
@@ -38,6 +38,7 @@ _SAMPLES: tuple[tuple[tuple[Message, ...], Sequence[dict[str, Any]]], ...] = (
     ((Message("system", "Be brief."), *_PLAIN), ()),
     ((*_PLAIN[:-1], replace(_PLAIN[-1], thought="They ask of us all.")), ()),
     (_CALLS, _TOOLS),
+    *(((Message("user", "").with_pieces(["Is ", Medium(kind, ""), "new?"]), _PLAIN[1]), ()) for kind in MEDIA_KINDS),
 )
 
 

@@ -18,6 +18,7 @@ from finetune_trainer.encode import TOO_LONG
 from finetune_trainer.encoding_pool import encoded_batches, processes_for
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.log import log
+from finetune_trainer.media_processor import MediaProcessor
 from finetune_trainer.mixing import MANY_TIMES, mix
 from finetune_trainer.packing import pack
 from finetune_trainer.prepared import StoreWriter
@@ -40,6 +41,7 @@ def fill(
     *,
     tokenizer_directory: Path,
     stops: Sequence[int],
+    media: MediaProcessor | None = None,
     processes: int | None = None,
 ) -> DatasetStatus:
     """Tokenize ``sources`` into ``writer``'s store and say what came of them.
@@ -52,13 +54,14 @@ def fill(
         tokenizer: of the model.
         tokenizer_directory: where further processes find it.
         stops: tokens that end an answer or a text; each row must train one of them.
+        media: of a model that takes more than text.
         processes: how many; as many as are worth while unless given.
 
     Raises:
         TrainerError: DATASET_INVALID, NO_SUPERVISED_TOKENS, TEMPLATE_INVALID.
     """
     count = processes or processes_for(sum(source.size for source in sources))
-    here = BatchEncoder(config, encoder, stops)
+    here = BatchEncoder(config, encoder, stops, media)
     filling = _Filling(writer, config, sources, tokenizer)
     read = chain.from_iterable(batched(index, source.rows()) for index, source in enumerate(sources))
     # The libraries' million objects stay: looking through them for garbage costs a fifth of the time.
@@ -151,7 +154,7 @@ class _Filling:
         lengths = [length for unit in batch.units for length in unit.lengths]
         rows = [before + unit.row + 1 for unit in batch.units for _ in unit.lengths]
         desirable = [unit.desirable for unit in batch.units for _ in unit.lengths if unit.desirable is not None]
-        self._writer.extend(batch.ids, batch.trained, lengths, desirable=desirable, rows=rows)
+        self._writer.extend(batch.ids, batch.trained, lengths, desirable=desirable, rows=rows, media=batch.media)
         self._highest = max(self._highest, int(batch.ids.max()))
         for unit in batch.units:
             self._starts.append(self._starts[-1] + len(unit.lengths))

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.media_models import takes_in, within
 
 
 def freeze(model: PreTrainedModel, method: FreezeMethod) -> None:
@@ -54,8 +55,9 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         TrainerError: MODEL_INVALID where there is no list as long as the configuration says.
     """
     wanted = model.config.get_text_config().num_hidden_layers
+    others = takes_in(model.config)
     for name, part in model.named_modules():
-        if isinstance(part, nn.ModuleList) and len(part) == wanted:
+        if isinstance(part, nn.ModuleList) and len(part) == wanted and not within(name, others):
             return name, part
     raise TrainerError(
         ExitCode.MODEL_INVALID,

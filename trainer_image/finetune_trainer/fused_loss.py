@@ -7,6 +7,7 @@ loss depends on the model's code (some scale or cap their logits), so it is trie
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from finetune_trainer.media_models import media_model
 
 NAME = "fused-loss"
 _CHUNK_SCALE = 4
@@ -28,7 +31,8 @@ def fuse_loss(model: PreTrainedModel) -> None:
     are predicted.
     """
     plain = model.forward
-    decoder = model.get_decoder()
+    # What takes images in is beside the language model, within the base.
+    decoder = model.get_decoder() if media_model(model.config) is None else model.base_model
 
     def forward(
         *arguments: Any,
@@ -49,6 +53,8 @@ def fuse_loss(model: PreTrainedModel) -> None:
             loss=total / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
         )
 
+    if media_model(model.config) is not None:
+        functools.update_wrapper(forward, plain)  # generate() asks for the signature
     model.forward = forward  # type: ignore[method-assign]
 
 

@@ -6,14 +6,24 @@ from typing import Any
 
 import torch
 from finetune_api.trainer_config import TrainerConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from finetune_trainer.media_models import media_model
 
 _REWARD_HEADS = ("score", "classifier")
 
 
-def model_class(config: TrainerConfig) -> Any:
-    """The class that loads the stage's model."""
-    return AutoModelForSequenceClassification if config.stage == "rm" else AutoModelForCausalLM
+def model_class(config: TrainerConfig, settings: PretrainedConfig) -> Any:
+    """The class that loads the stage's model, which has these settings."""
+    if config.stage == "rm":
+        return AutoModelForSequenceClassification
+    return AutoModelForCausalLM if media_model(settings) is None else AutoModelForMultimodalLM
 
 
 def head_options(config: TrainerConfig) -> dict[str, Any]:

@@ -104,7 +104,8 @@ def fetch_model(repository: Repository, cache: Path, *, allow_pickle: bool, code
 
 
 _OF_A_TOKENIZER = re.compile(
-    r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|sentencepiece|spiece|config\.json).*"
+    r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|sentencepiece|spiece|config\.json"
+    r"|preprocessor_config|processor_config|video_preprocessor_config).*"
     r"|additional_chat_templates/.*|.*\.model"
 )
 

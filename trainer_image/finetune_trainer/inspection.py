@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from finetune_trainer.log import log
 from finetune_trainer.supported import check_supported
 
 _BARS = 16
+_RUN = 4
+"""Equal tokens in a row that are counted rather than shown."""
 
 
 def inspect(config: TrainerConfig, *, count: int, picture: Path | None = None) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def inspect(config: TrainerConfig, *, count: int, picture: Path | None = None) -
     # Late: the Hugging Face libraries read their environment when they are imported.
     from finetune_trainer.base_model import ending_tokens  # noqa: PLC0415
     from finetune_trainer.filling import fill  # noqa: PLC0415
+    from finetune_trainer.media_processor import find_processor  # noqa: PLC0415
     from finetune_trainer.picture import draw_lengths  # noqa: PLC0415
     from finetune_trainer.prepared import StoreWriter, sample_store  # noqa: PLC0415
     from finetune_trainer.sources import find_sources, find_tokenizer  # noqa: PLC0415
@@ -57,7 +61,9 @@ def inspect(config: TrainerConfig, *, count: int, picture: Path | None = None) -
     sources = find_sources(config)
     directory = find_tokenizer(config.model, cache)
     tokenizer = load_tokenizer(directory, trust_remote_code=config.model.trust_remote_code)
-    wording = find_wording(config, tokenizer)
+    trusts = config.model.trust_remote_code
+    media = find_processor(directory, config.multimodal, trust_remote_code=trusts)
+    wording = find_wording(config, tokenizer, None if media is None else media.tokens)
     with tempfile.TemporaryDirectory(prefix="finetune-inspect-") as scratch:
         with StoreWriter(Path(scratch), vocabulary=vocabulary_size(tokenizer)) as writer:
             dataset = fill(
@@ -68,6 +74,7 @@ def inspect(config: TrainerConfig, *, count: int, picture: Path | None = None) -
                 tokenizer,
                 tokenizer_directory=directory,
                 stops=[*wording.stop_token_ids, *ending_tokens(directory)],
+                media=media,
             )
         store = sample_store(Path(scratch))
         lengths = _lengths(store.lengths, config.max_length)
@@ -114,13 +121,25 @@ def _packed(lengths: Any, config: TrainerConfig) -> dict[str, Any] | None:
 
 
 def _sample(ids: Any, trained: Any, row: int, tokenizer: Any) -> dict[str, Any]:
+    from finetune_trainer.tokenizer import special_tokens  # noqa: PLC0415
+
+    words = special_tokens(tokenizer)
     pieces: list[dict[str, Any]] = []
     start = 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or trained[end] != trained[start]:
-            pieces.append({"text": tokenizer.decode(ids[start:end]), "trained": bool(trained[start])})
+            text = shortened(tokenizer.decode(ids[start:end]), words)
+            pieces.append({"text": text, "trained": bool(trained[start])})
             start = end
     return {"row": row, "tokens": len(ids), "trained": int(trained.sum()), "pieces": pieces}
+
+
+def shortened(text: str, words: Sequence[str]) -> str:
+    """``text`` with runs of one of ``words`` counted: an image has hundreds of the same token."""
+    if not words:
+        return text
+    run = re.compile(rf"({'|'.join(map(re.escape, words))})\1{{{_RUN - 1},}}")
+    return run.sub(lambda found: f"{found[1]}(x{len(found[0]) // len(found[1])})", text)
 
 
 def _places(sources: Sequence[Any], rows: Sequence[int]) -> dict[int, str]:

@@ -10,14 +10,15 @@ from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.evaluate import evaluating
-from finetune_trainer.export import ADAPTER, generation_config, make_readable
+from finetune_trainer.export import ADAPTER, copy_processor, generation_config, make_readable
 from finetune_trainer.export_check import check_served
 from finetune_trainer.files import whole_directory
+from finetune_trainer.heads import model_class
 from finetune_trainer.log import log
 from finetune_trainer.prepared import Prepared
 from finetune_trainer.quantization import forget_quantization, is_packed, whole_layer
@@ -33,7 +34,8 @@ _PROBE_TOKENS = 256
 def load_tuned(config: TrainerConfig, directory: Path) -> Any:
     """The base in ``directory`` with the adapter that was exported, whole, in fp32, on the CPU: for a merge where no
     device held the whole model."""
-    base = AutoModelForCausalLM.from_pretrained(
+    settings = AutoConfig.from_pretrained(directory, trust_remote_code=config.model.trust_remote_code)
+    base = model_class(config, settings).from_pretrained(
         directory,
         dtype=torch.float32,
         trust_remote_code=config.model.trust_remote_code,
@@ -85,6 +87,7 @@ def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig,
         merged.config.use_cache = True
         merged.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
+        copy_processor(prepared.model_directory, aside)
         if config.stage != "rm":
             generation_config(merged, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
         check_served(aside, config, prepared)

@@ -33,6 +33,8 @@ from finetune_trainer.kernels import (
     names,
 )
 from finetune_trainer.log import log
+from finetune_trainer.media_loss import count_tokens_alike
+from finetune_trainer.media_models import frozen_modules, media_model, within
 from finetune_trainer.quantization import compute_dtype, loading_options, quantize_by_hqq
 from finetune_trainer.spread import size_of
 
@@ -103,12 +105,15 @@ def load_model(
     place = None if sharded else torch.device("cpu") if by_hqq else device
     model, attention = _load(config, directory, dtype, device, place)
     model.config.use_cache = False
+    if media_model(model.config) is not None:
+        count_tokens_alike(model)
     kernels = [*apply_kernels(config, model, device, fused_loss=not sharded), *names(config)]
-    linear = linear_names(model)
+    frozen = _frozen(config, model)
+    linear = linear_names(model, frozen)
     total = _size(model)
     if wanted is not None and by_hqq:
         quantize_by_hqq(model, linear, wanted, compute_dtype(config), device)
-    model = _with_method(model, method, linear, masters=masters)
+    model = _with_method(model, method, linear, frozen=frozen, masters=masters)
     start = Start(model) if method.lora is not None and method.lora.init in FROM_THE_WEIGHTS else None
     if place != device and not is_quantized(model):
         model.to(device)
@@ -164,7 +169,8 @@ def count_parameters(config: TrainerConfig, directory: Path) -> tuple[int, int]:
         method = config.method.model_copy(update={"lora": lora.model_copy(update={"init": "default"})})
     else:
         method = config.method
-    model = _with_method(model, method)
+    frozen = _frozen(config, model)
+    model = _with_method(model, method, frozen=frozen)
     return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -182,6 +188,12 @@ def _fuse(config: TrainerConfig, model: Any, *, possible: bool) -> bool:
     return False
 
 
+def _frozen(config: TrainerConfig, model: PreTrainedModel) -> tuple[str, ...]:
+    """Modules that the job leaves as they are, beside what its method does."""
+    wishes = config.multimodal
+    return frozen_modules(model.config, tower=wishes.freeze_vision_tower, projector=wishes.freeze_multi_modal_projector)
+
+
 def _in_fp8(config: TrainerConfig, model: Any, *, together: bool) -> str:
     if config.method.lora is None:
         train_in_fp8(model)
@@ -196,7 +208,7 @@ def _without_weights(config: TrainerConfig, directory: Path) -> PreTrainedModel:
     )
     with torch.device("meta"):
         try:
-            found: PreTrainedModel = model_class(config).from_config(
+            found: PreTrainedModel = model_class(config, settings).from_config(
                 settings, trust_remote_code=config.model.trust_remote_code
             )
         except ValueError as error:
@@ -234,7 +246,7 @@ def _load(
         **loading_options(config, directory),
         **head_options(config),
     }
-    kind = model_class(config)
+    kind = model_class(config, settings)
     try:
         return kind.from_pretrained(directory, attn_implementation=attention, **options), attention
     except ValueError as error:
@@ -262,14 +274,25 @@ def _no_causal_model(config: TrainerConfig, error: Exception) -> TrainerError:
 
 
 def _with_method(
-    model: PreTrainedModel, method: MethodSpec, linear: list[str] | None = None, *, masters: bool = True
+    model: PreTrainedModel,
+    method: MethodSpec,
+    linear: list[str] | None = None,
+    *,
+    frozen: tuple[str, ...] = (),
+    masters: bool = True,
 ) -> Any:
-    """``model`` with what ``method`` trains: adapters added, or some weights frozen."""
+    """``model`` with what ``method`` trains: adapters added, or some weights frozen. ``frozen``: modules that are left
+    as they are, whatever the method."""
     if method.lora is not None:
-        return add_adapters(model, method.lora, linear_names(model) if linear is None else linear, masters=masters)
+        names = linear_names(model, frozen) if linear is None else linear
+        return add_adapters(model, method.lora, names, frozen, masters=masters)
     if method.freeze is not None:
         freeze(model, method.freeze)
         train_head(model)
+        return model
+    for name, parameter in model.named_parameters():
+        if within(name, frozen):
+            parameter.requires_grad_(requires_grad=False)
     return model
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.trainer_config import ResolvedSource
 
 from finetune_trainer.messages import Message
-from finetune_trainer.row_errors import MISSING, ORDER, WRONG_TYPE, invalid
+from finetune_trainer.row_errors import MEDIA, MISSING, ORDER, WRONG_TYPE, invalid
 from finetune_trainer.row_files import RawRow
 from finetune_trainer.rows import Row, answer_in, question_in, row_of, system_in, text_in
 from finetune_trainer.tool_rows import tools_in
@@ -152,4 +152,11 @@ def _turns(row: Row, field: str, where: str) -> list[Turn]:
     turns = row[field]
     first = turns[0] if isinstance(turns, list) and turns else None
     keys = ("from", "value") if isinstance(first, dict) and "from" in first else ("role", "content")
-    return turns_in(row, field, *keys, where)
+    found = turns_in(row, field, *keys, where)
+    for turn in found:
+        if turn.message.media:
+            medium = turn.message.media[0]
+            raise invalid(
+                where, f"{medium.place} is of type {medium.kind!r}; preferences are between texts alone", MEDIA
+            )
+    return found

@@ -23,6 +23,8 @@ from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.files import sha256_file
 from finetune_trainer.filling import fill
 from finetune_trainer.log import log
+from finetune_trainer.media_processor import MediaProcessor, find_processor
+from finetune_trainer.media_reader import media_facts
 from finetune_trainer.memory import auto_without_estimate, describe, expected_memory, longest_sequence, read_shape
 from finetune_trainer.prepared import (
     LAYOUT,
@@ -67,11 +69,13 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     if shape is None and config.hyperparameters.micro_batch_size == "auto":
         raise auto_without_estimate(config)
     tokenizer = load_tokenizer(found.directory, trust_remote_code=config.model.trust_remote_code)
-    wording = find_wording(config, tokenizer)
+    trusts = config.model.trust_remote_code
+    media = find_processor(found.directory, config.multimodal, trust_remote_code=trusts)
+    wording = find_wording(config, tokenizer, None if media is None else media.tokens)
 
     # Where a conversation ends with calls, the token behind them may be one that the base alone knows as an end.
     ends = tuple(dict.fromkeys([*wording.stop_token_ids, *ending_tokens(found.directory)]))
-    facts = _facts(config, sources, wording, tokenizer, ends)
+    facts = _facts(config, sources, wording, tokenizer, (ends, media))
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     directory = prepared_directory(config, digest)
     store = read_store(directory)
@@ -87,6 +91,7 @@ def prepare(config: TrainerConfig) -> TerminationReport:
                 tokenizer,
                 tokenizer_directory=found.directory,
                 stops=ends,
+                media=media,
             )
         store = read_store(directory)
         if store is None:
@@ -133,9 +138,17 @@ def _check_fit(base: BaseModel, store: dict[str, Any]) -> None:
 
 
 def _facts(
-    config: TrainerConfig, sources: Sequence[FoundSource], wording: Wording, tokenizer: Any, ends: Sequence[int]
+    config: TrainerConfig,
+    sources: Sequence[FoundSource],
+    wording: Wording,
+    tokenizer: Any,
+    model: tuple[Sequence[int], MediaProcessor | None],
 ) -> dict[str, Any]:
-    """All that the prepared data follows from, and no path: its hash names them, and the manifest holds it."""
+    """All that the prepared data follows from, and no path: its hash names them, and the manifest holds it.
+
+    ``model`` gives the tokens that end an answer, and what makes ids of media.
+    """
+    ends, media = model
     return {
         "layout": LAYOUT,
         "tokenizer": fingerprint(tokenizer),
@@ -146,6 +159,7 @@ def _facts(
         "validation": config.validation.fraction,
         "seed": config.hyperparameters.seed,
         "onError": config.on_error,
+        "media": None if media is None else [media.fingerprint, media_facts(sources, media)],
         "sources": [
             {
                 "format": found.source.format,

@@ -4,8 +4,8 @@
 fits and four else; ``trained``, a bit each; ``starts``; ``supervised``, how many are trained) and, for training and
 validation, which samples make up each sequence (``*_members``, ``*_starts``). A pair of answers is two samples and one
 sequence, the chosen one first. ``desirable`` says of each sample whether its answer is good, where the
-rows say so; else it is empty. ``manifest.json`` has each file's size: a directory that does not match is as good as
-none.
+rows say so; else it is empty. ``media*`` are images and sounds (:mod:`finetune_trainer.media_store`), empty where there
+are none. ``manifest.json`` has each file's size: a directory that does not match is as good as none.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from finetune_api.trainer_config import TrainerConfig
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import read_json, whole_directory, write_json
+from finetune_trainer.media_store import MEDIA_TYPES, MediaTable, MediaWriter, StoredMedium
+from finetune_trainer.messages import MediaKind, Medium
 
-LAYOUT = 6
+LAYOUT = 7
 """Raise it when the layout or the meaning of the files changes: older stores are then made anew."""
 IGNORED = -100
 """Label of a token that is not trained on, as transformers wants it."""
@@ -43,6 +45,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "train_starts": np.dtype("<i8"),
     "validation_members": np.dtype("<i8"),
     "validation_starts": np.dtype("<i8"),
+    **MEDIA_TYPES,
 }
 
 
@@ -64,6 +67,8 @@ class Sequence:
     """Whether the answer is good; None where the data do not say."""
     rows: tuple[int, ...] = ()
     """Rows of the data that it comes from, counted from 1 over all sources."""
+    media: tuple[StoredMedium, ...] = ()
+    """Images and sounds, in the order of their tokens."""
 
 
 class SequenceSet:
@@ -76,6 +81,7 @@ class SequenceSet:
         self._desirable = _open(directory, "desirable")
         self._members = _open(directory, f"{part}_members")
         self._starts = _open(directory, f"{part}_starts")
+        self._media = MediaTable({name: _open(directory, name) for name in MEDIA_TYPES})
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -90,7 +96,13 @@ class SequenceSet:
         lengths = np.array([len(one[0]) for one in samples], dtype=np.int64)
         desirable = bool(self._desirable[members[0]]) if len(self._desirable) else None
         rows = tuple(dict.fromkeys(one[2] for one in samples))
-        return Sequence(ids, np.where(trained, ids, IGNORED), lengths, desirable, rows)
+        media = tuple(medium for sample in members for medium in self._media.of(sample)) if self._media else ()
+        return Sequence(ids, np.where(trained, ids, IGNORED), lengths, desirable, rows, media)
+
+    @property
+    def media_kinds(self) -> tuple[MediaKind, ...]:
+        """What samples of the store have beside text."""
+        return self._media.kinds
 
     @property
     def samples(self) -> int:
@@ -185,7 +197,9 @@ class StoreWriter:
         """What the data follow from; the manifest holds it."""
 
     def __enter__(self) -> Self:
-        self._files = {name: _file(self._directory, name).open("wb") for name in ("tokens", "trained")}
+        opened = ("tokens", "trained", "media_bytes")
+        self._files = {name: _file(self._directory, name).open("wb") for name in opened}
+        self._media = MediaWriter(self._files["media_bytes"])
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -193,10 +207,17 @@ class StoreWriter:
             file.close()
 
     def extend(
-        self, ids: np.ndarray, trained: np.ndarray, lengths: Values[int], *, desirable: Values[bool], rows: Values[int]
+        self,
+        ids: np.ndarray,
+        trained: np.ndarray,
+        lengths: Values[int],
+        *,
+        desirable: Values[bool],
+        rows: Values[int],
+        media: Values[Values[Medium]] = (),
     ) -> None:
         """Append samples, one behind another in ``ids`` and ``trained``; ``desirable`` is empty where the data do not
-        say it."""
+        say it, ``media`` where no sample has any."""
         if len(ids) and int(ids.max()) > np.iinfo(self._type).max:
             raise ValueError(f"token {ids.max()} of a vocabulary that was said to be smaller")
         self._files["tokens"].write(ids.astype(self._type).tobytes())
@@ -208,6 +229,8 @@ class StoreWriter:
         self.desirable.extend(desirable)
         self._rows.extend(rows)
         self._tokens += len(ids)
+        for held in media or [()] * len(lengths):
+            self._media.add(held)
 
     def _bits(self, trained: np.ndarray, starts: np.ndarray) -> bytes:
         """A bit a token, each sample where :func:`_first_byte` says."""
@@ -226,6 +249,8 @@ class StoreWriter:
         self._write("supervised", np.frombuffer(self.supervised, dtype=np.int32))
         self._write("desirable", np.frombuffer(self.desirable, dtype=np.int8))
         self._write("rows", np.frombuffer(self._rows, dtype=np.int64))
+        for name, values in self._media.arrays().items():
+            self._write(name, values)
         for part, sequences in (("train", train), ("validation", validation)):
             self._write(f"{part}_members", [sample for members in sequences for sample in members])
             counts = [len(members) for members in sequences]

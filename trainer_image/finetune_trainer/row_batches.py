@@ -16,6 +16,9 @@ from finetune_api.trainer_config import TrainerConfig
 
 from finetune_trainer.encode import ENDLESS, NOTHING_TO_TRAIN, DroppedError, UntrainedError
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.media_processor import MediaProcessor
+from finetune_trainer.media_reader import MediaReader
+from finetune_trainer.messages import Medium
 from finetune_trainer.row_errors import RowError
 from finetune_trainer.row_files import RawRow
 from finetune_trainer.samples import Sample, SampleEncoder, Unit, sample_of
@@ -47,7 +50,7 @@ class EncodedUnit(NamedTuple):
     lengths: tuple[int, ...]
     """Tokens of each of its samples."""
     rank: int
-    """Hash of the row's tokens and the seed, by which rows are held out."""
+    """Hash of the row's tokens, its media and the seed, by which rows are held out."""
     desirable: bool | None
 
 
@@ -73,6 +76,8 @@ class EncodedBatch:
     units: list[EncodedUnit] = field(default_factory=list)
     dropped: list[LeftOut] = field(default_factory=list)
     truncated: list[LeftOut] = field(default_factory=list)
+    media: list[tuple[Medium, ...]] = field(default_factory=list)
+    """Of each sample; what is beside the rows by its path."""
 
 
 def batched(source: int, rows: Iterable[RawRow]) -> Iterator[RowBatch]:
@@ -92,9 +97,12 @@ def batched(source: int, rows: Iterable[RawRow]) -> Iterator[RowBatch]:
 class BatchEncoder:
     """Reads and encodes batches; the same batch gives the same result in every process."""
 
-    def __init__(self, config: TrainerConfig, encoder: SampleEncoder, stops: Sequence[int]) -> None:
-        """``stops``: tokens that end an answer or a text."""
+    def __init__(
+        self, config: TrainerConfig, encoder: SampleEncoder, stops: Sequence[int], media: MediaProcessor | None = None
+    ) -> None:
+        """``stops``: tokens that end an answer or a text; ``media``: of a model that takes more than text."""
         self._config = config
+        self._media = MediaReader(config, media)
         self._encoder = encoder
         self.stops = frozenset(stops)
         self._seed = f"{config.hyperparameters.seed}:".encode()
@@ -116,7 +124,8 @@ class BatchEncoder:
         samples: list[tuple[int, RawRow, Sample]] = []
         for number, raw in enumerate(batch.rows):
             try:
-                samples.append((number, raw, sample_of(source, raw)))
+                sample = self._media.read(batch.source, sample_of(source, raw))
+                samples.append((number, raw, sample))
             except RowError as error:
                 if self._config.on_error == "fail":
                     raise TrainerError(error.exit_code, f"{field}: {error}") from error
@@ -142,6 +151,7 @@ class BatchEncoder:
             for unit in units:
                 ids += [encoded.ids for encoded in unit.samples]
                 trained += [encoded.trained for encoded in unit.samples]
+                made.media += [encoded.media for encoded in unit.samples]
                 lengths = tuple(len(encoded.ids) for encoded in unit.samples)
                 made.units.append(EncodedUnit(number, lengths, rank, unit.desirable))
                 if unit.truncated:
@@ -170,6 +180,8 @@ class BatchEncoder:
         for unit in units:
             for encoded in unit.samples:
                 hashed.update(encoded.ids.astype(np.int64, copy=False).tobytes())
+                for medium in encoded.media:
+                    hashed.update(medium.digest)
         return int.from_bytes(hashed.digest())
 
 
@@ -185,13 +197,17 @@ def start_worker(config: str, directory: str, stops: Sequence[int]) -> None:
         stops: tokens that end an answer or a text.
     """
     # Late: the process that shares work out has them already, and a worker needs no more than these.
+    from finetune_trainer.media_processor import find_processor  # noqa: PLC0415
     from finetune_trainer.tokenizer import load_tokenizer  # noqa: PLC0415
     from finetune_trainer.wording import find_wording  # noqa: PLC0415
 
     global _worker  # noqa: PLW0603 - a process's own
     parsed = TrainerConfig.model_validate_json(config)
     tokenizer = load_tokenizer(Path(directory), trust_remote_code=parsed.model.trust_remote_code)
-    _worker = BatchEncoder(parsed, find_wording(parsed, tokenizer).encoder, stops)
+    trusted = parsed.model.trust_remote_code
+    media = find_processor(Path(directory), parsed.multimodal, trust_remote_code=trusted)
+    tokens = None if media is None else media.tokens
+    _worker = BatchEncoder(parsed, find_wording(parsed, tokenizer, tokens).encoder, stops, media)
     gc.freeze()  # see fill()
 
 

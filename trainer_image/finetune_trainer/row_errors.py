@@ -22,6 +22,8 @@ ORDER = "turns out of order"
 TOOLS = "malformed tools or calls"
 THOUGHT = "malformed chain of thought"
 MEDIA = "images, videos or audio"
+MEDIA_COUNT = "placeholders and media that differ in number"
+MEDIA_FILE = "unreadable images, videos or audio"
 
 
 class RowError(TrainerError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from finetune_api.trainer_config import ResolvedSource
 
+from finetune_trainer.media_columns import COLUMNS, with_columns
 from finetune_trainer.messages import Conversation, Message
 from finetune_trainer.row_errors import EMPTY, MEDIA, MISSING, NOT_A_ROW, WRONG_TYPE, invalid
 from finetune_trainer.row_files import RawRow
@@ -13,7 +15,6 @@ from finetune_trainer.tool_rows import tools_in
 from finetune_trainer.turns import Turn, answer, checked, thought_in, turns_in
 
 Row = dict[str, Any]
-_MEDIA_FIELDS = ("images", "image", "videos", "video", "audios", "audio")
 
 
 def conversation_of(source: ResolvedSource, raw: RawRow) -> Conversation:
@@ -22,13 +23,13 @@ def conversation_of(source: ResolvedSource, raw: RawRow) -> Conversation:
     Raises:
         RowError: naming file, row and field.
     """
-    row, where = row_of(source, raw), raw.where
+    row, where = row_of(source, raw, media=True), raw.where
     turns = {"alpaca": _alpaca, "sharegpt": _sharegpt, "openai": _openai}[source.format](row, where)
-    return Conversation(checked(turns, where), where, tools_in(row, where))
+    return Conversation(checked(with_columns(turns, row, where), where), where, tools_in(row, where))
 
 
-def row_of(source: ResolvedSource, raw: RawRow) -> Row:
-    """The row, its columns named as the format names them.
+def row_of(source: ResolvedSource, raw: RawRow, *, media: bool = False) -> Row:
+    """The row, its columns named as the format names them; ``media``: whether it may have images, videos and sounds.
 
     Raises:
         RowError: it cannot be read, or is none.
@@ -42,9 +43,9 @@ def row_of(source: ResolvedSource, raw: RawRow) -> Row:
             known = ", ".join(map(str, row))
             raise invalid(where, f"has no column {theirs!r}, which columns.{ours} names; it has: {known}", MISSING)
         renamed[ours] = row[theirs]
-    for field in _MEDIA_FIELDS:
+    for field in chain.from_iterable(() if media else COLUMNS.values()):
         if renamed.get(field):
-            raise invalid(where, f"{field!r} holds what is not supported yet: only text is trained", MEDIA)
+            raise invalid(where, f"{field!r}: rows of format {source.format} are text alone", MEDIA)
     return renamed
 
 

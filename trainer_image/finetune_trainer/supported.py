@@ -73,6 +73,9 @@ def _problems(config: TrainerConfig) -> Iterator[str]:
     if spread.sequence_parallel > 1:
         yield "spec.distributed.sequenceParallel is not supported yet"
     yield from _spread_problems(config)
+    wishes = config.multimodal
+    if processes(config) > 1 and not (wishes.freeze_vision_tower and wishes.freeze_multi_modal_projector):
+        yield "spec.multimodal: what sees and hears is trained on one device; leave both frozen, or use one"
     if config.template.ref is not None and config.chat_template is None:
         yield f"spec.template.ref: {config.template.ref} was not handed over; operator and trainer image do not match"
     if config.template.mask_history and config.template.train_on_prompt:

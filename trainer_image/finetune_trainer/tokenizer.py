@@ -45,9 +45,21 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> PreTrainedTok
             "spec.model.source: the model has no fast tokenizer (tokenizer.json), which says where in the text a "
             "token stands; save one beside the model with AutoTokenizer(…, use_fast=True).save_pretrained",
         )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _of_processor(directory)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
+
+
+def _of_processor(directory: Path) -> str | None:
+    """The chat template that older processors keep in a file of their own."""
+    try:
+        kept = json.loads((directory / "chat_template.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = kept.get("chat_template") if isinstance(kept, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:

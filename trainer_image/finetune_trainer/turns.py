@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_trainer.messages import Message
+from finetune_trainer.media_rows import part_medium
+from finetune_trainer.messages import Medium, Message
 from finetune_trainer.row_errors import (
     EMPTY,
     MEDIA,
@@ -126,7 +127,10 @@ def _turn(turn: dict[str, Any], place: str, role_key: str, text_key: str, where:
         calls = calls_in_text(before, f"{place}.{text_key}", where)
         return Turn(Message("assistant", "", thought=thought, calls=calls), place)
     called = calls_in(turn, place, where) if role == "assistant" else ()
-    text, inner = _text_of(turn.get(text_key), f"{place}.{text_key}", where, optional=bool(called))
+    pieces, inner = _pieces_of(turn.get(text_key), f"{place}.{text_key}", where, optional=bool(called))
+    if role != "user" and (medium := next((piece for piece in pieces if isinstance(piece, Medium)), None)):
+        raise invalid(where, f"{medium.place} is of type {medium.kind!r}, which only a user's turn can have", MEDIA)
+    text = "".join([piece for piece in pieces if isinstance(piece, str)])
     if role == "assistant":
         thought = thought_in(turn, where, f"{place}.")
         message = answer(text, inner if thought is None else thought, place, where)
@@ -138,7 +142,7 @@ def _turn(turn: dict[str, Any], place: str, role_key: str, text_key: str, where:
     identity = turn.get("tool_call_id") if role == "tool" else None
     if identity is not None and not isinstance(identity, str):
         raise invalid(where, f"{place}.tool_call_id must be text, not {type(identity).__name__}", WRONG_TYPE)
-    return Turn(Message(role, text), place, identity=identity)
+    return Turn(Message(role, "").with_pieces(pieces), place, identity=identity)
 
 
 def _before_calls(text: Any, name: str, where: str) -> tuple[Any, str | None]:
@@ -149,15 +153,16 @@ def _before_calls(text: Any, name: str, where: str) -> tuple[Any, str | None]:
     return message.content, message.thought
 
 
-def _text_of(value: Any, name: str, where: str, *, optional: bool) -> tuple[str, str | None]:
-    """The text of a turn, which may be in parts, and the thought among the parts."""
+def _pieces_of(value: Any, name: str, where: str, *, optional: bool) -> tuple[list[str | Medium], str | None]:
+    """Text and media of a turn, which may be in parts, and the thought among the parts."""
     if isinstance(value, str):
-        return value, None
+        return [value], None
     if value is None and optional:
-        return "", None
+        return [], None
     if not isinstance(value, list):
         raise invalid(where, f"{name} must be text, not {type(value).__name__}", WRONG_TYPE)
-    text, thought = [], []
+    pieces: list[str | Medium] = []
+    thought = []
     for number, part in enumerate(value):
         place = f"{name}[{number}]"
         kind = part.get("type") if isinstance(part, dict) else None
@@ -165,10 +170,12 @@ def _text_of(value: Any, name: str, where: str, *, optional: bool) -> tuple[str,
             held = next((part[key] for key in (kind, "text", "value") if part.get(key) is not None), None)
             if not isinstance(held, str):
                 raise invalid(where, f"{place}.text must be text, not {type(held).__name__}", WRONG_TYPE)
-            (text if kind == "text" else thought).append(held)
+            (pieces if kind == "text" else thought).append(held)
+        elif isinstance(part, dict) and (medium := part_medium(part, place, where)) is not None:
+            pieces.append(medium)
         else:
-            raise invalid(where, f"{place} is of type {kind!r}; only text is supported", MEDIA)
-    return "".join(text), "\n".join(thought) if thought else None
+            raise invalid(where, f"{place} is of type {kind!r}; known: text, image, video and audio", MEDIA)
+    return pieces, "\n".join(thought) if thought else None
 
 
 def _in_order_of_calls(turns: list[Turn], where: str) -> list[Turn]:
@@ -234,7 +241,8 @@ def checked(turns: list[Turn], where: str) -> tuple[Message, ...]:
             raise invalid(where, f"{turn.place}: turn {number} is of {turn.role}, where {' or '.join(expected)}'s must "
                           "be: user and assistant take turns, tools answer an assistant's calls, a system message is "
                           "first", ORDER)  # fmt: skip
-        if not turn.message.content.strip() and not turn.message.calls and turn.role != "tool":
+        said = turn.message.content.strip() or turn.message.calls or turn.message.media
+        if not said and turn.role != "tool":
             raise invalid(where, f"{turn.place}: turn {number}, of {turn.role}, is empty", EMPTY)
         before = turn
     if rest[-1].role != "assistant":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from finetune_api.trainer_config import TrainerConfig
 
 from finetune_trainer.encode import ConversationEncoder
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.messages import MediaKind
 from finetune_trainer.samples import Conversations, Labelled, Pairs, SampleEncoder, Texts
 from finetune_trainer.templates import Template, resolve_template
 
@@ -32,13 +34,14 @@ class Wording:
     """All of it that tokens follow from, for the digest of the data."""
 
 
-def find_wording(config: TrainerConfig, tokenizer: Any) -> Wording:
-    """The wording of ``config``'s stage. Stages that share a format share their data too.
+def find_wording(config: TrainerConfig, tokenizer: Any, media: Mapping[MediaKind, str] | None = None) -> Wording:
+    """The wording of ``config``'s stage. Stages that share a format share their data too. ``media``: the model's
+    placeholder of each kind that it takes.
 
     Raises:
         TrainerError: TEMPLATE_INVALID, MODEL_INVALID.
     """
-    return _plain(config, tokenizer) if config.stage == "pt" else _templated(config, tokenizer)
+    return _plain(config, tokenizer) if config.stage == "pt" else _templated(config, tokenizer, media)
 
 
 def _plain(config: TrainerConfig, tokenizer: Any) -> Wording:
@@ -59,13 +62,15 @@ def _plain(config: TrainerConfig, tokenizer: Any) -> Wording:
     )
 
 
-def _templated(config: TrainerConfig, tokenizer: Any) -> Wording:
+def _templated(config: TrainerConfig, tokenizer: Any, media: Mapping[MediaKind, str] | None) -> Wording:
     template = resolve_template(config.template, tokenizer, config.chat_template)
     stops = tuple(_stop_tokens(template, tokenizer))
     jinja = template.jinja(config.template.system, config.template.thinking)
     encoder: SampleEncoder
     if config.stage == "sft":
-        encoder = Conversations(ConversationEncoder(tokenizer, template, config.template, config.max_length))
+        encoder = Conversations(
+            ConversationEncoder(tokenizer, template, config.template, config.max_length, media=media)
+        )
     else:
         kind = Labelled if config.stage == "kto" else Pairs
         encoder = kind(tokenizer, template, config.template, config.max_length)

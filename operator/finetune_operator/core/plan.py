@@ -171,10 +171,13 @@ def make_plan(job: FineTuneJob, profile: TrainingProfileSpec, chat_template: Cha
     for index, source in enumerate(spec.dataset.sources):
         field = f"spec.dataset.sources[{index}]"
         variable, in_store = f"FINETUNE_SOURCE_{index}_", parse_uri(source.uri).scheme == "s3"
+        mount = f"{SOURCES_MOUNT}/{index}"
+        path = mounted(parse_uri(source.uri), mount, f"{field}.uri")
         sources.append(
             ResolvedSource(
                 uri=source.uri,
-                path=mounted(parse_uri(source.uri), f"{SOURCES_MOUNT}/{index}", f"{field}.uri"),
+                path=path,
+                root=mount if path else None,
                 format=source.format,
                 columns=source.columns,
                 split=source.split,

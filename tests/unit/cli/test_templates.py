@@ -108,6 +108,16 @@ def test_the_trained_part_is_coloured_on_a_terminal(chat: Path, monkeypatch: pyt
     assert "\x1b[1;32m<|im_start|>" not in shown
 
 
+def test_an_image_is_shown_by_the_templates_placeholder(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Is "}, {"type": "image_url", "image_url": {"url": "new.png"}}, {"type": "image"}]
+    chat = written(tmp_path, [{"role": "user", "content": parts}, CHAT[1]])
+    shown = render("--template", "qwen2_vl", "--messages", chat, "--system", "").stdout
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert shown.startswith(f"<|im_start|>user\nIs {image}{image}<|im_end|>\n")
+    refused = render("--template", "qwen", "--messages", chat, code=1)
+    assert "qwen has no placeholder for what is of type 'image'" in refused.output
+
+
 def test_system_and_thinking_are_as_in_a_job(chat: Path) -> None:
     assert render("--template", "qwen", "--messages", chat, "--system", "").stdout.startswith("<|im_start|>user")
     refused = render("--template", "chatml", "--messages", chat, "--thinking", "enabled", code=1)

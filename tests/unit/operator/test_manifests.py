@@ -145,6 +145,7 @@ def test_sources_are_where_the_configuration_says() -> None:
         "/finetune/sources/1/dir/b.jsonl",
         None,
     ]
+    assert [s.root for s in plan.config.sources] == ["/finetune/sources/0", "/finetune/sources/1", None]
     assert plan.config.model.path == "/finetune/model/smol"
     of_map = volumes[mounts["/finetune/sources/0"]["name"]]["configMap"]
     assert of_map == {"name": "rows", "items": [{"key": "a.jsonl", "path": "a.jsonl"}]}

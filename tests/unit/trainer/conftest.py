@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from finetune_api.trainer_config import TrainerConfig
 from tiny_model import make_tiny_model
 
 
@@ -16,3 +17,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model: no chat template."""
     return make_tiny_model(tmp_path_factory.mktemp("models") / "base", chat_template=False)
+
+
+@pytest.fixture(scope="session")
+def media_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model of each type that sees or hears; tests leave them as they are."""
+    from tiny_media import MAKERS  # noqa: PLC0415 - these take seconds
+
+    root = tmp_path_factory.mktemp("media-models")
+    for name, make in MAKERS.items():
+        make(root / name)
+    return {name: root / name for name in MAKERS}
+
+
+@pytest.fixture
+def job(tmp_path: Path, media_models: dict[str, Path], request: pytest.FixtureRequest) -> TrainerConfig:
+    """A small job on a model of the type that the test asks for; modules with jobs of their own have another."""
+    from media_jobs import media_job  # noqa: PLC0415 - as above
+
+    return media_job(tmp_path, media_models[request.param])

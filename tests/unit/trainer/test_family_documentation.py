@@ -7,10 +7,8 @@ from pathlib import Path
 
 from family_examples import EXAMPLES
 from finetune_trainer.templates.families import FAMILIES
-from finetune_trainer.templates.own import OwnTemplate
 from published_sources import SOURCES
 
-KINDS = ("image", "video", "audio")
 PAGE = Path(__file__).parents[3] / "docs/templates.md"
 
 
@@ -35,10 +33,7 @@ def thoughts(name: str) -> str:
 
 def parts(name: str) -> str:
     """What a message may hold beside text."""
-    template = FAMILIES[name]
-    if isinstance(template, OwnTemplate):
-        return ", ".join(kind for kind in KINDS if f"part.type in ('{kind}'" in template.source)
-    return ", ".join(kind for kind in KINDS if getattr(template, kind))
+    return ", ".join(FAMILIES[name].media_kinds)
 
 
 def test_the_page_lists_each_family_as_it_is() -> None:

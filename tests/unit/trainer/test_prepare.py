@@ -378,7 +378,7 @@ BAD_LINES = [
     '{"instruction": "a", "output": 3}',
     "7",
     '{"instruction": "a", "output": "b", "tools": "{"}',
-    '{"instruction": "a", "output": "b", "images": ["gone.jpg"]}',
+    '{"instruction": "<image>a", "output": "b", "images": ["gone.jpg"]}',
     "{broken too",
 ]
 

@@ -238,7 +238,9 @@ class AutoTemplate:
 
     def _search(self, messages: Sequence[Message], text: str) -> Found:
         """Where the template handles a text by what it says: what stands there once is found."""
-        places = [_only(message.content, text) for message in messages]
+        # A message with media is told by its first text.
+        said = [next((piece for piece in message.pieces if isinstance(piece, str)), "") for message in messages]
+        places = [_only(content, text) for content in said]
         thought = messages[-1].thought
         shown = _only(thought, text) if thought and thought.strip() else None
         ends = [place[1] for place in (places[-1], shown) if place is not None]

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from finetune_api.failures import ExitCode
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.messages import Message
+from finetune_trainer.messages import MediaKind, Message
 from finetune_trainer.templates.marks import Segment, render, render_segments, unmarked
 from finetune_trainer.templates.plain import plain_messages, plain_tools
 from finetune_trainer.templates.served import Given, as_given, last_answer
@@ -50,6 +51,11 @@ class DeclaredTemplate:
     @property
     def takes_tools(self) -> bool:
         """Whether tools can be listed, called and answered."""
+        raise NotImplementedError
+
+    @property
+    def media_kinds(self) -> tuple[MediaKind, ...]:
+        """What a user's message may hold beside text."""
         raise NotImplementedError
 
     @property
@@ -135,6 +141,13 @@ class DeclaredTemplate:
                 f"spec.template.name: template {self.name} calls one tool at a time, and an answer calls several; let "
                 "the calls and their results follow one another, or name a template that can, such as qwen",
             )
+        for medium in chain.from_iterable(message.media for message in messages):
+            if medium.kind not in self.media_kinds:
+                raise TrainerError(
+                    ExitCode.TEMPLATE_INVALID,
+                    f"spec.template.name: template {self.name} has no placeholder for what is of type {medium.kind!r}, "
+                    "and a conversation has some; name the template of the model's family, such as qwen2_vl",
+                )
         if thinking == "disabled" or not any(message.thought for message in messages):
             return
         if not self.thinks:

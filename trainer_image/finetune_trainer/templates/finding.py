@@ -50,9 +50,9 @@ class Marking:
 
     def message(self, message: Message, number: int) -> Message:
         """``message`` with its texts held."""
+        pieces = [self._held(piece, number, "content") if isinstance(piece, str) else piece for piece in message.pieces]
         return replace(
-            message,
-            content=self._held(message.content, number, "content"),
+            message.with_pieces(pieces),
             thought=None if message.thought is None else self._held(message.thought, number, "thought"),
             calls=tuple(
                 ToolCall(self._held(call.name, number, "name"), self._value(call.arguments, number))

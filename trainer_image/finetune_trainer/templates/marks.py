@@ -46,13 +46,14 @@ class Segment(NamedTuple):
 
     ``literal``: text that a person wrote, in which special tokens mean nothing. ``turn``: number of the user turn it
     belongs to, from 0; the system message belongs to the first. ``answer``: number of the assistant's message that is
-    trained here, from 0; None where nothing is trained.
+    trained here, from 0; None where nothing is trained. ``medium``: stands for an image, video or sound.
     """
 
     text: str
     literal: bool
     turn: int
     answer: int | None = None
+    medium: bool = False
 
     @property
     def trained(self) -> bool:

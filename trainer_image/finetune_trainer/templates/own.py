@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_trainer.messages import MEDIA_KINDS, MediaKind
 from finetune_trainer.templates.declared import DeclaredTemplate
 
 
@@ -20,6 +21,11 @@ class OwnTemplate(DeclaredTemplate):
     """As :attr:`DeclaredTemplate.takes_tools`."""
     rewrites: bool = True
     """As :attr:`DeclaredTemplate.rewrites`; looked for unless it is known."""
+
+    @property
+    def media_kinds(self) -> tuple[MediaKind, ...]:
+        """As :attr:`DeclaredTemplate.media_kinds`."""
+        return tuple(kind for kind in MEDIA_KINDS if f"part.type in ('{kind}'" in self.source)
 
     def body(self) -> str:
         """As :meth:`DeclaredTemplate.body`."""

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune_trainer.messages import Message, ToolCall
+from finetune_trainer.messages import Medium, Message, ToolCall
 
 _ID_LETTERS = 9
 """Mistral's templates refuse ids of another length."""
@@ -19,6 +19,8 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     open_calls: list[dict[str, Any]] = []
     for place, message in enumerate(messages):
         made: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.media:
+            made["content"] = [_part(piece) for piece in message.pieces]
         if message.thought is not None:
             made["reasoning_content"] = message.thought
         if message.calls:
@@ -35,6 +37,10 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
     """``tools`` as dictionaries, None where there are none."""
     return [{"type": "function", "function": dict(tool)} for tool in tools] or None
+
+
+def _part(piece: str | Medium) -> dict[str, str]:
+    return {"type": "text", "text": piece} if isinstance(piece, str) else {"type": piece.kind}
 
 
 def _call(call: ToolCall, place: str) -> dict[str, Any]:

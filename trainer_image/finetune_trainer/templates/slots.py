@@ -26,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_trainer.messages import MEDIA_KINDS, MediaKind
 from finetune_trainer.templates.declared import DeclaredTemplate
 from finetune_trainer.templates.marks import ANSWER, END_ANSWER, TURN
 from finetune_trainer.templates.tool_formats import TOOL_FORMATS, ToolFormat, fixed, person, quote, when
@@ -130,6 +131,11 @@ class SlotTemplate(DeclaredTemplate):
     def takes_tools(self) -> bool:
         """As :attr:`DeclaredTemplate.takes_tools`."""
         return self.tool_format is not None
+
+    @property
+    def media_kinds(self) -> tuple[MediaKind, ...]:
+        """As :attr:`DeclaredTemplate.media_kinds`."""
+        return tuple(kind for kind in MEDIA_KINDS if getattr(self, kind))
 
     @property
     def rewrites(self) -> bool:

@@ -1,0 +1,33 @@
+"""Rules of what sees and hears: which methods and devices can train it."""
+
+from __future__ import annotations
+
+from finetune_api.predicates import MoreThan, OneOf, Present, both, either
+from finetune_api.rule import Rule
+
+MULTIMODAL_RULES: tuple[Rule, ...] = (
+    Rule(
+        "multimodal.freezeVisionTower",
+        both(Present("method.freeze"), OneOf("multimodal.freezeVisionTower", (False,))),
+        "method freeze trains layers of the language model; name modules of the tower in method.freeze.extraModules, "
+        "or use lora or full",
+    ),
+    Rule(
+        "multimodal",
+        both(
+            either(MoreThan("distributed.nodes", 1), MoreThan("distributed.gpusPerNode", 1)),
+            either(
+                OneOf("multimodal.freezeVisionTower", (False,)),
+                OneOf("multimodal.freezeMultiModalProjector", (False,)),
+            ),
+        ),
+        "what sees and hears is trained on one device: another whose batch has text alone would have no gradient for "
+        "it; leave both frozen, or use one device",
+    ),
+    Rule(
+        "multimodal.freezeMultiModalProjector",
+        both(Present("method.freeze"), OneOf("multimodal.freezeMultiModalProjector", (False,))),
+        "method freeze trains layers of the language model; name the projector in method.freeze.extraModules, or use "
+        "lora or full",
+    ),
+)
