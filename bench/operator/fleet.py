@@ -22,9 +22,7 @@ _NAME = '.metadata.labels["finetune.dev/job"]'
 
 PREPARED = TerminationReport(
     step="prepare",
-    dataset=DatasetStatus(
-        samples=SAMPLES, tokens=11_532_114, supervised_tokens=7_810_990, sequences=SAMPLES // 16
-    ),
+    dataset=DatasetStatus(samples=SAMPLES, tokens=11_532_114, supervised_tokens=7_810_990, sequences=SAMPLES // 16),
     model=ModelStatus(parameters=8_190_735_360, digest="sha256:" + "1f" * 32),
 )
 TRAINED = TerminationReport(
@@ -57,7 +55,12 @@ def volumes() -> list[Body]:
                 "accessModes": modes,
                 "storageClassName": "shared",
                 "hostPath": {"path": "/none"},
-                "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": NAMESPACE, "name": CLAIM},
+                "claimRef": {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolumeClaim",
+                    "namespace": NAMESPACE,
+                    "name": CLAIM,
+                },
             },
         },
         {

@@ -104,7 +104,9 @@ def running_plane(state: Path) -> Iterator[Plane]:
         policy = layout.state / "audit-policy.yaml"
         policy.write_text(json.dumps(AUDIT_POLICY))
         audit = [f"--audit-policy-file={policy}", f"--audit-log-path={layout.state / 'audit.log'}"]
-        start_control_plane(layout, processes, api_server=[*audit, "--audit-log-mode=batch", "--audit-log-maxsize=4000"])
+        start_control_plane(
+            layout, processes, api_server=[*audit, "--audit-log-mode=batch", "--audit-log-maxsize=4000"]
+        )
         start_controllers(layout, processes, ports=(ports[3], ports[4]), options=OPTIONS)
         yield Plane(layout, processes)
     finally:

@@ -46,6 +46,9 @@ AT_ONCE = 32
 async def main() -> int:
     """Run what the command line says."""
     options = _options()
+    running = asyncio.current_task()
+    assert running is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)  # so that nothing is left behind
     wrong: list[str] = []
     figures: Body = {"jobs": options.jobs, "nodes": options.nodes}
     with tempfile.TemporaryDirectory(prefix="finetune-scale-") as scratch, running_plane(Path(scratch) / "s") as plane:
@@ -326,7 +329,10 @@ async def _check(api: ApiClient, count: int) -> list[str]:
             "conditions": (held, {"Accepted", "Prepared", "Complete", "Ready"}),
             "samples": ((status.get("dataset") or {}).get("samples"), fleet.SAMPLES),
             "step": ((status.get("progress") or {}).get("step"), fleet.STEPS),
-            "digest": ((status.get("output") or {}).get("digest"), fleet.TRAINED.output and fleet.TRAINED.output.digest),
+            "digest": (
+                (status.get("output") or {}).get("digest"),
+                fleet.TRAINED.output and fleet.TRAINED.output.digest,
+            ),
             "observed generation": (status.get("observedGeneration"), job["metadata"]["generation"]),
             "failure": (status.get("failure"), None),
             "Jobs": ((children[name, "prepare"], children[name, "train"]), (1, 1)),
@@ -372,7 +378,9 @@ async def _steady(
         "operator peak rss MiB": _round(operator.usage.mebibytes("VmHWM"))["operator"],
         "writes a second": round(account.writes / seconds, 1),
         "reads a second": round(account.reads / seconds, 1),
-        "calls a second": {f"{verb} {what}": round(n / seconds, 2) for (verb, what), n in account.operator.most_common()},
+        "calls a second": {
+            f"{verb} {what}": round(n / seconds, 2) for (verb, what), n in account.operator.most_common()
+        },
         "posts": json.loads(told[-1]) if told else None,
         "others' cores": {name: round(value / seconds, 2) for name, value in usage.seconds().items()},
     }

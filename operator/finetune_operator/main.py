@@ -75,7 +75,7 @@ async def _run(settings: Settings, api: ApiClient, stop: asyncio.Event) -> None:
     cluster = Cluster(api, settings.namespaces)
     tls = TlsKeeper(cluster, namespace=settings.namespace, secret=settings.tls_secret, hosts=settings.hosts)
     await tls.refresh()
-    reconciler = Reconciler(cluster, settings.core, authority=tls.authority)
+    reconciler = Reconciler(cluster, settings.core, authority=tls.authority, watched=True)
     health = Health(api, reconciler.metrics)
     endpoint = ProgressEndpoint(Authenticator(cluster), reconciler)
     watches = Watches(settings, reconciler)

@@ -76,6 +76,9 @@ class Cluster:
             query = {"fieldManager": names.MANAGER, "force": "true"}
             await self.api.request("PATCH", object_path(body), query=query, body=body, content_type=APPLY_PATCH)
             return
+        # Shared by the jobs of a namespace, so that it is nearly always there: to ask costs less than to be refused.
+        if body["kind"] == "PersistentVolumeClaim" and await self._get(object_path(body)) is not None:
+            return
         try:
             path = object_path(body, collection=True)
             await self.api.request("POST", path, query={"fieldManager": names.MANAGER}, body=body)

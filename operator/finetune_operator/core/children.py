@@ -33,8 +33,6 @@ class Observed:
     """The ChatTemplate that the spec names, as the API server holds it; None likewise."""
     progress: ProgressReport | None = None
     """Newest progress that rank 0 posted and that is not in the status yet."""
-    authority: str | None = None
-    """Certificate of the operator's CA (PEM), which pods know the progress endpoint by."""
 
 
 @dataclass(frozen=True)

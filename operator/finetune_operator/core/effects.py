@@ -185,8 +185,6 @@ class Effects:
     def apply_shared(self, plan: Plan) -> None:
         """What both steps need. The configuration that was taken up first stays, whatever this operator would
         make of the same spec."""
-        if self.observed.authority is not None:
-            self.applied.append(manifests.authority(plan.namespace, self.observed.authority))
         self.applied += manifests.claims(plan)
         if plan.config.digest() == self.status.config_hash:
             self.applied.append(manifests.config_map(plan, name=self.config_name(plan)))
