@@ -54,7 +54,8 @@ class Plane:
     def __init__(self, layout: Layout, processes: Processes) -> None:
         self._layout, self._processes = layout, processes
         self.kubeconfig = layout.kubeconfig
-        self.audit_log = layout.state / "audit.log"
+        self.audit_log, self.pki = layout.state / "audit.log", layout.pki
+        self.etcd_url = f"https://127.0.0.1:{layout.etcd_port}"
 
     @property
     def pids(self) -> dict[str, int]:

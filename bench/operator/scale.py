@@ -2,7 +2,8 @@
 """How the operator fares with many jobs: a real control plane, kwok's nodes and pods, the real flow.
 
     python bench/operator/scale.py --jobs 1000                   a burst: all applied at once, until all have ended
-    python bench/operator/scale.py --jobs 4500 --running 500     and then so many that train and report progress
+    python bench/operator/scale.py --jobs 500 --present 5000 --running 500
+                                            and then copies of those that ended, and so many that train and report
 
 Prints one JSON object with the figures, and what is wrong: a Job that is missing or there twice, a status that is not
 as it should be. Exit code 1 where anything is.
@@ -31,6 +32,7 @@ import audit
 import fleet
 import yaml
 from plane import ROOT, Body, Plane, Usage, free_ports, running_plane
+from seed import multiply
 
 from chart import of_kind, render  # isort: skip - plane makes it importable
 from finetune_operator.cluster.client import APPLY_PATCH, ApiClient, path_of
@@ -64,6 +66,8 @@ async def main() -> int:
                     figures.setdefault("bursts", []).append(await _burst(api, plane, operator, names, wrong))
                     print(json.dumps(figures["bursts"][-1]), file=sys.stderr, flush=True)
                 wrong += await _check(api, options.jobs)
+                if options.present > options.jobs + options.running:
+                    figures["seeding"] = await _seed(plane, operator, options)
                 if options.running:
                     figures["steady"] = await _steady(api, plane, operator, options, wrong)
         finally:
@@ -77,6 +81,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=1000, help="jobs that are applied and end")
     parser.add_argument("--wave", type=int, default=1000, help="so many of them at once")
+    parser.add_argument("--present", type=int, default=0, help="jobs in all; what lacks are copies of ended ones")
     parser.add_argument("--running", type=int, default=0, help="jobs that train afterwards, until the end")
     parser.add_argument("--steady-seconds", type=float, default=120, help="how long these are watched")
     parser.add_argument("--progress-seconds", type=float, default=10, help="between two posts of one job")
@@ -341,6 +346,21 @@ async def _check(api: ApiClient, count: int) -> list[str]:
     return wrong
 
 
+async def _seed(plane: Plane, operator: _Operator, options: argparse.Namespace) -> Body:
+    """Copies of ended jobs, as of a cluster that has done its work for months."""
+    ended = options.present - options.running
+    usage = Usage({"operator": operator.process.pid})
+    await multiply(plane, options.jobs, ended)
+    await operator.reaches("Succeeded", ended, seconds=300)
+    await asyncio.sleep(10)
+    spent = usage.seconds()["operator"]
+    return {
+        "ended jobs": ended,
+        "operator cpu ms a copy": round(1000 * spent / (ended - options.jobs), 1),
+        "operator rss MiB": _round(operator.usage.mebibytes("VmRSS"))["operator"],
+    }
+
+
 async def _steady(
     api: ApiClient, plane: Plane, operator: _Operator, options: argparse.Namespace, wrong: list[str]
 ) -> Body:
@@ -370,7 +390,7 @@ async def _steady(
         if status.get("phase") != "Running" or (status.get("progress") or {}).get("step", 0) < 10:
             wrong.append(f"{job['metadata']['name']}: {status.get('phase')}, {status.get('progress')}")
     return {
-        "present": options.jobs + options.running,
+        "present": len(await api.list_all(JOBS)),
         "running": options.running,
         "seconds": round(seconds, 1),
         "operator cores": round(spent / seconds, 3),

@@ -73,6 +73,8 @@ class ApiClient:
         except config.ConfigException as error:
             raise ApiError(0, str(error), what="no credentials for an API server") from error
         settings.connection_pool_maxsize = 32
+        # Else aiohttp looks for a proxy and a netrc file in threads, before each request; kopf does not look either.
+        settings.client_session_kwargs = {"trust_env": False}
         return cls(client.ApiClient(configuration=settings))
 
     async def close(self) -> None:
