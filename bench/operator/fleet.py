@@ -145,8 +145,13 @@ def _ends(report: TerminationReport) -> str:
 
 _BOTH = ("true", "false")
 _NODE = f"""
+{{{{ $now := Now | Quote }}}}
 conditions:
-- {{type: Ready, status: "True", reason: KubeletReady, lastHeartbeatTime: {{{{ Now | Quote }}}}, lastTransitionTime: {{{{ Now | Quote }}}}}}
+- type: Ready
+  status: "True"
+  reason: KubeletReady
+  lastHeartbeatTime: {{{{ $now }}}}
+  lastTransitionTime: {{{{ $now }}}}
 nodeInfo:
   {{architecture: amd64, bootID: "", containerRuntimeVersion: kwok, kernelVersion: kwok, kubeletVersion: kwok,
    machineID: "", operatingSystem: linux, osImage: "", systemUUID: "", kubeProxyVersion: kwok}}

@@ -29,9 +29,9 @@ from embedded.processes import Processes  # noqa: E402
 Body = dict[str, Any]
 PARTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 RATE = ["--kube-api-qps=1000", "--kube-api-burst=1000"]
-"""As clusters of this size have it: at the defaults (20 and 50 requests a second) these two would be what is measured."""
+"""As clusters of this size have it: at their defaults (20 and 50 a second) these two would be what is measured."""
 OPTIONS = {
-    # No kubelet sends signs of life: 500 nodes' would be half of all writes, and none of them the operator's affair.
+    # No kubelet sends signs of life: 500 nodes' would be half of all writes, and none of the operator's.
     "kube-controller-manager": [*RATE, "--node-monitor-grace-period=24h", "--concurrent-job-syncs=20"],
     "kube-scheduler": RATE,
 }

@@ -13,36 +13,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import audit
 import fleet
-import yaml
-from plane import ROOT, Body, Plane, Usage, free_ports, running_plane
+from furnish import JOBS, each, furnish
+from plane import Body, Plane, Usage, running_plane
 from seed import multiply
+from subject import USER, Operator, running_operator
 
-from chart import of_kind, render  # isort: skip - plane makes it importable
-from finetune_operator.cluster.client import APPLY_PATCH, ApiClient, path_of
-
-SYSTEM, ACCOUNT = "finetune-system", "tuner-finetune-operator"
-USER = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
-RIGHTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-JOBS = path_of("apis/finetune.dev/v1alpha1", "finetunejobs", fleet.NAMESPACE)
-AT_ONCE = 32
-"""Requests of the benchmark's own client at a time."""
+from finetune_operator.cluster.client import ApiClient, path_of  # isort: skip - plane makes it importable
 
 
 async def main() -> int:
@@ -57,8 +46,9 @@ async def main() -> int:
         os.environ["KUBECONFIG"] = str(plane.kubeconfig)
         api = await ApiClient.connect()
         try:
-            await _furnish(api, plane, options)
-            async with _operator(api, plane, options) as operator:
+            stages = fleet.stages(prepare_seconds=options.prepare_seconds, train_seconds=options.train_seconds)
+            await furnish(api, plane, stages, options.nodes)
+            async with running_operator(api, plane, log=options.log, profile=options.profile) as operator:
                 figures["idle"] = {"rss MiB": _round(operator.usage.mebibytes("VmRSS"))["operator"]}
                 for done in range(0, options.jobs, options.wave):
                     count = min(options.wave, options.jobs - done)
@@ -68,6 +58,7 @@ async def main() -> int:
                 wrong += await _check(api, options.jobs)
                 if options.present > options.jobs + options.running:
                     figures["seeding"] = await _seed(plane, operator, options)
+                    print(json.dumps(figures["seeding"]), file=sys.stderr, flush=True)
                 if options.running:
                     figures["steady"] = await _steady(api, plane, operator, options, wrong)
         finally:
@@ -93,165 +84,13 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# -- the cluster -----------------------------------------------------------------------------------------------------
-
-
-async def _furnish(api: ApiClient, plane: Plane, options: argparse.Namespace) -> None:
-    """CRDs, nodes, namespaces, volumes."""
-    crds = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
-    namespaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": n}} for n in (SYSTEM, fleet.NAMESPACE)]
-    await _each(crds, lambda crd: _apply(api, crd))
-    await _each(namespaces, lambda body: _apply(api, body))
-    await _each(fleet.volumes(), lambda body: _apply(api, body))
-    await _each(fleet.nodes(options.nodes), lambda node: api.request("POST", "/api/v1/nodes", body=node))
-    plane.start_kwok(fleet.stages(prepare_seconds=options.prepare_seconds, train_seconds=options.train_seconds))
-    await _until("the CRDs are established", lambda: _answers(api, JOBS))
-    await _until("the nodes are ready", lambda: _nodes_ready(api, options.nodes))
-    claim = path_of("api/v1", "persistentvolumeclaims", fleet.NAMESPACE, fleet.CLAIM)
-    await _until("the claim is bound", lambda: _field(api, claim, "status", "phase", wanted="Bound"))
-    account = path_of("api/v1", "serviceaccounts", fleet.NAMESPACE, "default")
-    await _until("the service account is there", lambda: _answers(api, account))
-
-
-_PLURALS = {
-    "CustomResourceDefinition": ("apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
-    "Namespace": ("api/v1", "namespaces"),
-    "PersistentVolume": ("api/v1", "persistentvolumes"),
-    "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
-    "ServiceAccount": ("api/v1", "serviceaccounts"),
-    **{
-        kind: ("apis/rbac.authorization.k8s.io/v1", f"{kind.lower()}s")
-        for kind in ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-    },
-}
-
-
-async def _apply(api: ApiClient, body: Body) -> None:
-    group, plural = _PLURALS[body["kind"]]
-    path = path_of(group, plural, body["metadata"].get("namespace"), body["metadata"]["name"])
-    query = {"fieldManager": "bench", "force": "true"}
-    await api.request("PATCH", path, query=query, body=body, content_type=APPLY_PATCH)
-
-
-async def _each(items: Iterable[Any], work: Callable[[Any], Any]) -> None:
-    slots = asyncio.Semaphore(AT_ONCE)
-
-    async def one(item: Any) -> None:
-        async with slots:
-            await work(item)
-
-    async with asyncio.TaskGroup() as group:
-        for item in items:
-            group.create_task(one(item))
-
-
-async def _until(what: str, holds: Callable[[], Any], seconds: float = 120, every: float = 0.5) -> None:
-    deadline = time.monotonic() + seconds
-    while not await holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"after {seconds:.0f} s it is not so that {what}")
-        await asyncio.sleep(every)
-
-
-async def _answers(api: ApiClient, path: str) -> bool:
-    with contextlib.suppress(Exception):
-        await api.request("GET", path, query={"limit": 1})
-        return True
-    return False
-
-
-async def _field(api: ApiClient, path: str, *keys: str, wanted: str) -> bool:
-    value: Any = await api.request("GET", path)
-    for key in keys:
-        value = (value or {}).get(key)
-    return bool(value == wanted)
-
-
-async def _nodes_ready(api: ApiClient, count: int) -> bool:
-    nodes = await api.list_all("/api/v1/nodes")
-    able = [node for node in nodes if node["status"].get("allocatable", {}).get("nvidia.com/gpu")]
-    return sum(not node["spec"].get("taints") for node in able) == count
-
-
-# -- the operator ----------------------------------------------------------------------------------------------------
-
-
-class _Operator:
-    """The operator as a process of its own, with the rights that the chart gives it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], metrics_port: int) -> None:
-        self.process, self._port = process, metrics_port
-        self.usage = Usage({"operator": process.pid})
-
-    def phases(self) -> Counter[str]:
-        """FineTuneJobs by phase, as its metrics tell."""
-        if self.process.poll() is not None:
-            raise RuntimeError(f"the operator ended with exit code {self.process.returncode}")
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=30) as response:
-            text = response.read().decode()
-        found = re.findall(r'^finetune_jobs\{phase="(\w+)"\} ([\d.e+]+)$', text, re.MULTILINE)
-        return Counter({phase: int(float(count)) for phase, count in found})
-
-    async def reaches(self, phase: str, count: int, seconds: float) -> None:
-        """Wait until so many jobs are in ``phase``."""
-
-        async def reached() -> bool:
-            return (await asyncio.to_thread(self.phases))[phase] >= count
-
-        await _until(f"{count} jobs are {phase}", reached, seconds, every=1)
-
-
-@contextlib.asynccontextmanager
-async def _operator(api: ApiClient, plane: Plane, options: argparse.Namespace) -> AsyncIterator[_Operator]:
-    for body in of_kind(render(namespace=SYSTEM), *RIGHTS):
-        await _apply(api, body)
-    path = path_of("api/v1", "serviceaccounts", SYSTEM, ACCOUNT, "token")
-    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 21600}}
-    token = (await api.request("POST", path, body=request))["status"]["token"]
-    metrics_port, progress_port = free_ports(2)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FINETUNE_")}
-    environment = kept | {
-        "KUBECONFIG": str(plane.kubeconfig_of(ACCOUNT, token)),
-        "FINETUNE_NAMESPACE": SYSTEM,
-        "FINETUNE_TLS_SECRET": f"{ACCOUNT}-tls",
-        "FINETUNE_TRAINER_IMAGE": "registry/trainer:1",
-        "FINETUNE_PROGRESS_URL": f"https://localhost:{progress_port}",
-        "FINETUNE_PROGRESS_PORT": str(progress_port),
-        "FINETUNE_METRICS_PORT": str(metrics_port),
-    }
-    profiler = ["-m", "cProfile", "-o", str(options.profile)] if options.profile else []
-    with options.log.open("wb") as log:
-        command = [sys.executable, *profiler, "-m", "finetune_operator"]
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        operator = _Operator(process, metrics_port)
-        try:
-            await _until("the operator is ready", lambda: asyncio.to_thread(_ready, operator, metrics_port), 60)
-            yield operator
-        finally:
-            process.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(process.wait, 60)
-
-
-def _ready(operator: _Operator, port: int) -> bool:
-    if operator.process.poll() is not None:
-        raise RuntimeError(f"the operator ended with exit code {operator.process.returncode}")
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
-# -- what is measured ------------------------------------------------------------------------------------------------
-
-
-async def _burst(api: ApiClient, plane: Plane, operator: _Operator, names: Sequence[str], wrong: list[str]) -> Body:
+async def _burst(api: ApiClient, plane: Plane, operator: Operator, names: Sequence[str], wrong: list[str]) -> Body:
     """Apply all at once and wait for their ends."""
     ended = operator.phases()["Succeeded"]
     offset = plane.audit_log.stat().st_size
     usage, ours = Usage(plane.pids), Usage({"operator": operator.process.pid})
     begun = time.monotonic()
-    await _each(names, lambda name: api.request("POST", JOBS, body=fleet.finetunejob(name)))
+    await each(names, lambda name: api.request("POST", JOBS, body=fleet.finetunejob(name)))
     applied = time.monotonic() - begun
     try:
         await operator.reaches("Succeeded", ended + len(names), seconds=120 + len(names))
@@ -346,7 +185,7 @@ async def _check(api: ApiClient, count: int) -> list[str]:
     return wrong
 
 
-async def _seed(plane: Plane, operator: _Operator, options: argparse.Namespace) -> Body:
+async def _seed(plane: Plane, operator: Operator, options: argparse.Namespace) -> Body:
     """Copies of ended jobs, as of a cluster that has done its work for months."""
     ended = options.present - options.running
     usage = Usage({"operator": operator.process.pid})
@@ -362,15 +201,15 @@ async def _seed(plane: Plane, operator: _Operator, options: argparse.Namespace) 
 
 
 async def _steady(
-    api: ApiClient, plane: Plane, operator: _Operator, options: argparse.Namespace, wrong: list[str]
+    api: ApiClient, plane: Plane, operator: Operator, options: argparse.Namespace, wrong: list[str]
 ) -> Body:
     """Jobs that train and report, beside all that ended."""
     names = [f"{fleet.LONG}{index:05}" for index in range(options.running)]
-    await _each(names, lambda name: api.request("POST", JOBS, body=fleet.finetunejob(name)))
-    await operator.reaches("Running", len(names), seconds=300)
+    await each(names, lambda name: api.request("POST", JOBS, body=fleet.finetunejob(name)))
+    await operator.reaches("Running", len(names), seconds=120 + 2 * len(names))
     script = Path(__file__).with_name("simulator.py")
     command = [sys.executable, str(script), "--kubeconfig", str(plane.kubeconfig), "--namespace", fleet.NAMESPACE]
-    simulator = subprocess.Popen([*command, "--seconds", str(options.progress_seconds)], stdout=subprocess.PIPE)
+    simulator = _start([*command, "--seconds", str(options.progress_seconds)])
     try:
         await asyncio.sleep(3 * options.progress_seconds)  # tokens are reviewed once, at the first post
         offset = plane.audit_log.stat().st_size
@@ -404,6 +243,10 @@ async def _steady(
         "posts": json.loads(told[-1]) if told else None,
         "others' cores": {name: round(value / seconds, 2) for name, value in usage.seconds().items()},
     }
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
 def _round(values: dict[str, float]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """More jobs that have ended than there is time to run: copies of ones that did, put into etcd beside them.
 
-A copy has a name and uids of its own and is else what the real flow left: the FineTuneJob, its two Jobs, their pods, its
-ConfigMap. Names and uids are as long as those they stand for, so that they can be put in their place in the stored
+A copy has a name and uids of its own and is else what the real flow left: the FineTuneJob, its two Jobs, their pods,
+its ConfigMap. Names and uids are as long as those they stand for, so that they can be put in their place in the stored
 bytes, whether these are JSON or protobuf. The API server and all who watch it hear of them as of any write.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import re
 import ssl
 import uuid
@@ -21,7 +22,7 @@ from plane import Plane
 PREFIXES = ("/registry/finetune.dev/finetunejobs/", "/registry/jobs/", "/registry/pods/", "/registry/configmaps/")
 _UID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _JOB = re.compile(rb"job-\d{5}")
-AT_ONCE = 8
+AT_ONCE = 16
 
 
 async def multiply(plane: Plane, real: int, wanted: int) -> None:
@@ -37,10 +38,9 @@ async def multiply(plane: Plane, real: int, wanted: int) -> None:
             async with slots:
                 await _ask(etcd, "put", {"key": _text(key), "value": _text(value)})
 
-        for index in range(real, wanted):
-            name = f"job-{index % real:05}".encode()
-            copies = _copied(stored[name], name, f"job-{index:05}".encode())
-            await asyncio.gather(*(put(key, value) for key, value in copies))
+        copies = (_copy(stored, index % real, index) for index in range(real, wanted))
+        while some := list(itertools.islice(copies, AT_ONCE)):
+            await asyncio.gather(*(put(key, value) for pairs in some for key, value in pairs))
 
 
 async def _stored(etcd: aiohttp.ClientSession) -> dict[bytes, list[tuple[bytes, bytes]]]:
@@ -57,13 +57,15 @@ async def _stored(etcd: aiohttp.ClientSession) -> dict[bytes, list[tuple[bytes, 
     return found
 
 
-def _copied(pairs: list[tuple[bytes, bytes]], name: bytes, new: bytes) -> list[tuple[bytes, bytes]]:
+def _copy(stored: dict[bytes, list[tuple[bytes, bytes]]], of: int, index: int) -> list[tuple[bytes, bytes]]:
+    """Keys and values of a copy of job ``of``, which becomes job ``index``."""
+    name, new = (f"job-{number:05}".encode() for number in (of, index))
     uids: dict[bytes, bytes] = {}
 
     def other(match: re.Match[bytes]) -> bytes:
         return uids.setdefault(match.group(), str(uuid.uuid4()).encode())
 
-    return [(key.replace(name, new), _UID.sub(other, value.replace(name, new))) for key, value in pairs]
+    return [(key.replace(name, new), _UID.sub(other, value.replace(name, new))) for key, value in stored[name]]
 
 
 async def _ask(etcd: aiohttp.ClientSession, what: str, body: dict[str, str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Settings:
     progress_port: int = 8443
     metrics_port: int = 8080
     tls_secret: str = "finetune-operator-tls"  # noqa: S105 - a Secret's name
-    workers: int = 8
+    workers: int = 32
     """Jobs that are reconciled at a time."""
     resync_seconds: float = 300.0
     """Time between two looks at all jobs, in case a watch missed something."""
@@ -86,7 +86,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         progress_port=port,
         metrics_port=reader.whole("FINETUNE_METRICS_PORT", 8080, at_least=1, at_most=65535),
         tls_secret=reader.text("FINETUNE_TLS_SECRET", "finetune-operator-tls"),
-        workers=reader.whole("FINETUNE_WORKERS", 8, at_least=1, at_most=1000),
+        workers=reader.whole("FINETUNE_WORKERS", 32, at_least=1, at_most=1000),
         resync_seconds=reader.number("FINETUNE_RESYNC_SECONDS", 300, at_least=1),
         log_format="plain" if log_format == "plain" else "json",
         log_level=reader.one_of("FINETUNE_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),

@@ -72,7 +72,7 @@ class ApiClient:
                 await _config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=settings)
         except config.ConfigException as error:
             raise ApiError(0, str(error), what="no credentials for an API server") from error
-        settings.connection_pool_maxsize = 32
+        settings.connection_pool_maxsize = 64
         # Else aiohttp looks for a proxy and a netrc file in threads, before each request; kopf does not look either.
         settings.client_session_kwargs = {"trust_env": False}
         return cls(client.ApiClient(configuration=settings))
