@@ -185,9 +185,10 @@ def _frees_what_a_failed_job_holds(team: Team) -> None:
     # No exit code of the trainer's own: its Job would try again, so it is for the operator to end it.
     team.pod_of(prepare, container({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, "Failed"))
     team.until("fails", lambda status: status.get("phase") == "Failed")
-    left = [job.metadata.name for job in team.batch.list_namespaced_job(team.name).items]
-    if prepare in left:  # background deletion: the API server alone keeps it until a garbage collector has come by
-        assert team.job(prepare)["metadata"]["deletionTimestamp"]
+    # Background deletion: the API server alone keeps it until a garbage collector has come by.
+    listing = team.batch.list_namespaced_job
+    stream = watch.Watch().stream(listing, team.name, field_selector=f"metadata.name={prepare}", timeout_seconds=60)
+    assert any(event["type"] == "DELETED" or event["object"].metadata.deletion_timestamp for event in stream)
 
 
 def _reads_events_of_a_pod_that_waits(team: Team) -> None:
