@@ -16,8 +16,8 @@ _META = frozenset({
     "name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "labels",
     "annotations", "ownerReferences",
 })  # fmt: skip
-_JOB_STATUS = ("conditions", "active", "failed")
-_POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "startTime")
+_JOB_STATUS: tuple[str, ...] = ("conditions", "active", "failed")
+_POD_STATUS: tuple[str, ...] = ("phase", "reason", "message", "conditions", "containerStatuses", "startTime")
 
 
 class Seen:
