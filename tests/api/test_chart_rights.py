@@ -208,7 +208,7 @@ def _reads_events_of_a_pod_that_waits(team: Team) -> None:
 
 
 def _lets_two_nodes_find_each_other(team: Team) -> None:
-    team.start("pair", distributed={"nodes": 2})
+    team.start("pair", distributed={"nodes": 2}, output={"claim": {"accessMode": "ReadWriteMany"}})
     team.until("pair", lambda status: status.get("phase") == "Preparing")
     team.complete(names.prepare_job("pair"))
     team.until("pair", lambda status: status.get("phase") == "Queued")

@@ -335,7 +335,8 @@ async def test_changes_by_others_meanwhile_are_kept(player: Player) -> None:
 
 
 async def test_children_are_owned_and_applied_by_one_manager(player: Player) -> None:
-    created = await player.create(distributed={"nodes": 2})  # which find each other by a Service
+    shared = {"claim": {"accessMode": "ReadWriteMany"}}
+    created = await player.create(distributed={"nodes": 2}, output=shared)  # they find each other by a Service
     async with operator():
         await player.prepared()
         body = await player.phase("Queued")
