@@ -164,15 +164,16 @@ class Reconciler:
 
     async def resync(self) -> None:
         """Look at every job, in case a watch missed something."""
-        bodies = await self.cluster.finetunejobs()
-        listed = {(body["metadata"]["namespace"], body["metadata"]["name"]) for body in bodies}
-        for key in self.known.keys() - listed:
-            self.queue.add(key)
-        for body in bodies:
+        missing = set(self.known)
+        async for body in self.cluster.finetunejobs():
             key = (body["metadata"]["namespace"], body["metadata"]["name"])
+            missing.discard(key)
             if self._note(key, body) or self.known[key].phase not in FINAL:
                 self._doubted.add(key)
                 self.queue.add(key)
+        for key in missing:
+            self._doubted.add(key)
+            self.queue.add(key)
 
     # -- what is done ------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -121,15 +122,18 @@ class ApiClient:
         return parsed
 
     async def list_all(self, path: str, query: dict[str, Any] | None = None) -> list[Body]:
-        """All items of a collection, page by page."""
-        items: list[Body] = []
+        """All items of a collection."""
+        return [item async for page in self.pages(path, query) for item in page]
+
+    async def pages(self, path: str, query: dict[str, Any] | None = None) -> AsyncIterator[list[Body]]:
+        """The items of a collection, page by page."""
         following: dict[str, Any] = {"limit": PAGE}
         while True:
             page = await self.request("GET", path, query={**(query or {}), **following})
-            items += page.get("items") or []
+            yield page.get("items") or []
             token = page.get("metadata", {}).get("continue")
             if not token:
-                return items
+                return
             following["continue"] = token
 
 
