@@ -185,10 +185,15 @@ def _frees_what_a_failed_job_holds(team: Team) -> None:
     # No exit code of the trainer's own: its Job would try again, so it is for the operator to end it.
     team.pod_of(prepare, container({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, "Failed"))
     team.until("fails", lambda status: status.get("phase") == "Failed")
-    # Background deletion: the API server alone keeps it until a garbage collector has come by.
-    listing = team.batch.list_namespaced_job
-    stream = watch.Watch().stream(listing, team.name, field_selector=f"metadata.name={prepare}", timeout_seconds=60)
-    assert any(event["type"] == "DELETED" or event["object"].metadata.deletion_timestamp for event in stream)
+    listing, only = team.batch.list_namespaced_job, f"metadata.name={prepare}"
+    left = listing(team.name, field_selector=only)
+    # Background deletion: the API server alone may keep it until a garbage collector has come by.
+    if any(job.metadata.deletion_timestamp is None for job in left.items):
+        seen = left.metadata.resource_version
+        stream = watch.Watch().stream(
+            listing, team.name, field_selector=only, resource_version=seen, timeout_seconds=60
+        )
+        assert any(event["type"] == "DELETED" or event["object"].metadata.deletion_timestamp for event in stream)
 
 
 def _reads_events_of_a_pod_that_waits(team: Team) -> None:
