@@ -37,12 +37,12 @@ def make_registry(reconciler: Reconciler) -> kopf.OperatorRegistry:
         reconciler.saw_job(_plain(body), deleted=type == "DELETED")
 
     @kopf.on.event(*jobs, labels={names.JOB_LABEL: kopf.PRESENT}, registry=registry)
-    async def job(body: kopf.Body, **_: Any) -> None:
-        reconciler.saw_child(_plain(body))
+    async def job(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's name
+        reconciler.saw_child({"kind": "Job", **_plain(body)}, deleted=type == "DELETED")
 
     @kopf.on.event(*pods, labels={names.JOB_LABEL: kopf.PRESENT}, registry=registry)
-    async def pod(body: kopf.Body, **_: Any) -> None:
-        reconciler.saw_child({"kind": "Pod", **_plain(body)})
+    async def pod(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's name
+        reconciler.saw_child({"kind": "Pod", **_plain(body)}, deleted=type == "DELETED")
 
     return registry
 
@@ -60,11 +60,47 @@ def make_settings() -> kopf.OperatorSettings:
     settings.watching.label_selectors["", "v1", "pods"] = names.JOB_LABEL
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
-    # Nothing is written by these today; should a change handler come, its state stays under our prefix.
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.DOMAIN)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.DOMAIN)
+    # kopf compares each object with its last state, deep copies and all, though no handler asks what has changed.
+    settings.persistence.progress_storage = _NoProgress()
+    settings.persistence.diffbase_storage = _NoStates()
+    # Else each object's queue and task stay for five seconds after its last event.
+    settings.queueing.idle_timeout = 0.5
     settings.persistence.finalizer = f"{names.DOMAIN}/finalizer"
     return settings
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Keeps no progress of handlers: there are none that have any."""
+
+    def fetch(self, **_: Any) -> None:
+        """There is none."""
+
+    def store(self, **_: Any) -> None:
+        """It is not kept."""
+
+    def purge(self, **_: Any) -> None:
+        """There is none."""
+
+    def touch(self, **_: Any) -> None:
+        """Nobody waits for it."""
+
+    def clear(self, *, essence: Any) -> Any:
+        """``essence`` as it is."""
+        return essence
+
+
+class _NoStates(kopf.DiffBaseStorage):
+    """Keeps no last states of objects."""
+
+    def build(self, **_: Any) -> Any:
+        """Of nothing."""
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        """There is none."""
+
+    def store(self, **_: Any) -> None:
+        """It is not kept."""
 
 
 def _service_account() -> kopf.ConnectionInfo | None:

@@ -82,7 +82,7 @@ async def _run(settings: Settings, api: ApiClient, stop: asyncio.Event) -> None:
     tls = TlsKeeper(
         cluster, namespace=settings.namespace, secret=settings.tls_secret, hosts=settings.hosts, clock=api.now
     )
-    reconciler = Reconciler(acting, settings.core, authority=tls.authority, clock=api.now)
+    reconciler = Reconciler(acting, settings.core, authority=tls.authority, clock=api.now, watched=True)
     reconciler.metrics.leader.set_function(lambda: leadership.leads)
     health = Health(api, reconciler.metrics)
     relay = Relay(address=lambda: leadership.leaders_address, authority=tls.authority, host=settings.host)

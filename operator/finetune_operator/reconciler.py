@@ -22,15 +22,17 @@ from finetune_api.reports import ProgressReport
 from finetune_operator.cluster.errors import CONFLICT, FORBIDDEN, NOT_FOUND, UNPROCESSABLE, ApiError
 from finetune_operator.cluster.objects import Cluster
 from finetune_operator.core import manifests, names
-from finetune_operator.core.children import Observed
+from finetune_operator.core.children import Observed, is_active, labels
 from finetune_operator.core.decision import Decision, Note
 from finetune_operator.core.lifecycle import FINAL
 from finetune_operator.core.patches import status_patch
 from finetune_operator.core.queueing import held_jobs
 from finetune_operator.core.reconcile import decide, needs_profile, needs_template, refuse
 from finetune_operator.core.settings import CoreSettings
+from finetune_operator.core.trust import may_rest_on_watches
 from finetune_operator.core.waiting import wants_events
 from finetune_operator.metrics import Metrics
+from finetune_operator.seen import Seen, trimmed, version_of
 from finetune_operator.work_queue import WorkQueue
 
 Body = dict[str, Any]
@@ -40,6 +42,8 @@ ENDED_PODS = 256
 """Jobs whose ended pods are remembered."""
 WRITE_TRIES = 10
 """Tries to write one status while others write to the same object."""
+PUBLISHED_SECONDS = 60.0
+"""How long a namespace is taken to hold our certificate authority once it was written there."""
 _SOON = 0.2
 logger = logging.getLogger(__name__)
 
@@ -63,8 +67,13 @@ class Reconciler:
         *,
         authority: Callable[[], str | None],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        watched: bool = False,
     ) -> None:
+        """``watched``: the watches tell of every change (``saw_job``, ``saw_child``), so that not all has to be read
+        anew each time."""
         self.cluster, self.settings = cluster, settings
+        self._watched, self._seen = watched, Seen()
+        self._doubted: set[Key] = set()
         self.queue: WorkQueue[Key] = WorkQueue()
         self.known: dict[Key, Known] = {}
         self.metrics = Metrics(lambda: (known.phase for known in self.known.values()))
@@ -72,8 +81,8 @@ class Reconciler:
         self._ended: OrderedDict[Key, dict[str, Body]] = OrderedDict()
         self._progress: dict[Key, ProgressReport] = {}
         self._progress_written: dict[Key, float] = {}
-        self._own_versions: dict[Key, str] = {}
-        self._published: dict[str, str] = {}
+        self._own_versions: dict[Key, int] = {}
+        self._published: dict[str, tuple[str, float]] = {}
 
     # -- what is heard -----------------------------------------------------------------------------------------
 
@@ -86,33 +95,62 @@ class Reconciler:
             if known is None or known.uid == meta["uid"]:  # else a new one of that name was heard of first
                 self.forget(key)
             return
+        own = self._own_versions.get(key)
+        if own is not None and version_of(body) <= own:  # we wrote it ourselves, or something newer
+            return
+        idle = self._watched and self._is_idle(key, body)
         self._note(key, body)
-        if self._own_versions.get(key) != meta.get("resourceVersion"):  # else it is what we wrote ourselves
+        if not idle:
             self.queue.add(key)
+
+    def _is_idle(self, key: Key, body: Body) -> bool:
+        """Whether ``body`` has ended and there is nothing left to do: thousands may be so when the operator starts."""
+        status, policy = body.get("status") or {}, (body.get("spec") or {}).get("runPolicy") or {}
+        jobs, _ = self._seen.children(key)
+        return (
+            status.get("phase") in FINAL
+            and policy.get("ttlSecondsAfterFinished") is None
+            and status.get("observedGeneration") == body["metadata"].get("generation")
+            and not any(is_active(job) for job in jobs)
+        )
 
     def _note(self, key: Key, body: Body) -> bool:
         """Keep in mind how far ``body`` is; whether that is news."""
         status = body.get("status") or {}
         now = Known(body["metadata"]["uid"], status.get("phase") or "Pending", status.get("attempt") or 0)
         before, self.known[key] = self.known.get(key), now
+        if now.phase not in FINAL:
+            self._seen.note(key, body)
+        else:  # what is left to do of it is little and rare
+            self._seen.forget(key)
+            self._ended.pop(key, None)
         return before != now
 
-    def saw_child(self, body: Body) -> None:
+    def saw_child(self, body: Body, *, deleted: bool = False) -> None:
         """A Job or pod with our label was listed, changed or deleted."""
         key = names.job_of(body)
         if key is None:
             return
+        known = self.known.get(key)
+        if known is not None and known.phase in FINAL and known.uid == labels(body).get(names.UID_LABEL):
+            if body.get("kind") != "Pod" and is_active(body):
+                self.queue.add(key)
+            return
         if body.get("kind") == "Pod" and body.get("status", {}).get("phase") in ("Succeeded", "Failed"):
-            self._ended.setdefault(key, {})[body["metadata"]["uid"]] = body
+            self._ended.setdefault(key, {})[body["metadata"]["uid"]] = trimmed(body)
             self._ended.move_to_end(key)
             while len(self._ended) > ENDED_PODS:
                 self._ended.popitem(last=False)
-        self.queue.add(key)
+        news = self._seen.note_child(key, body, deleted=deleted)
+        if not self._watched or (news and known is not None):  # else its FineTuneJob is about to be heard of
+            self.queue.add(key)
 
     def forget(self, key: Key) -> None:
         """The job is gone."""
         for memory in (self.known, self._ended, self._progress, self._progress_written, self._own_versions):
             memory.pop(key, None)
+        self._seen.forget(key)
+        self._doubted.discard(key)
 
     async def job_known(self, key: Key) -> Known | None:
         """What is known of a job, asking the API server where we have not heard of it yet."""
@@ -129,14 +167,16 @@ class Reconciler:
 
     async def resync(self) -> None:
         """Look at every job, in case a watch missed something."""
-        bodies = await self.cluster.finetunejobs()
-        listed = {(body["metadata"]["namespace"], body["metadata"]["name"]) for body in bodies}
-        for key in self.known.keys() - listed:
-            self.queue.add(key)
-        for body in bodies:
+        missing = set(self.known)
+        async for body in self.cluster.finetunejobs():
             key = (body["metadata"]["namespace"], body["metadata"]["name"])
+            missing.discard(key)
             if self._note(key, body) or self.known[key].phase not in FINAL:
+                self._doubted.add(key)
                 self.queue.add(key)
+        for key in missing:
+            self._doubted.add(key)
+            self.queue.add(key)
 
     # -- what is done ------------------------------------------------------------------------------------------
 
@@ -146,17 +186,17 @@ class Reconciler:
             try:
                 return await self._reconcile(key)
             except Exception:
+                self._doubted.add(key)
                 self.metrics.reconcile_errors.inc()
                 raise
 
     async def _reconcile(self, key: Key) -> float | None:
-        body = await self.cluster.finetunejob(*key)
-        if body is None:
+        found = await self._decide_on_what_was_heard(key) or await self._decide_on_what_is_read(key)
+        if found is None:
             self.forget(key)
             return None
+        body, observed, decision = found
         now = self._clock()
-        observed = await self._observe(key, body, now)
-        decision = decide(body, observed, now, self.settings)
         try:
             await self._publish_authority(key[0], decision)
             for item in decision.apply:
@@ -172,14 +212,44 @@ class Reconciler:
             return _SOON
         return self._due_again(key, decision)
 
+    async def _decide_on_what_was_heard(self, key: Key) -> tuple[Body, Observed, Decision] | None:
+        """None where that is not known, not to be relied on, or not enough for what would follow from it."""
+        doubted = key in self._doubted
+        self._doubted.discard(key)
+        body = self._seen.job(key) if self._watched and not doubted else None
+        if body is None:
+            return None
+        now = self._clock()
+        observed = await self._observe(key, body, now, *self._seen.children(key))
+        decision = decide(body, observed, now, self.settings)
+        return (body, observed, decision) if may_rest_on_watches(body, observed, decision) else None
+
+    async def _decide_on_what_is_read(self, key: Key) -> tuple[Body, Observed, Decision] | None:
+        """None where the FineTuneJob is gone."""
+        body = await self.cluster.finetunejob(*key)
+        if body is None:
+            return None
+        now = self._clock()
+        # Jobs before pods: a Job that is complete then has its pods' last words in a list that is newer.
+        jobs = await self.cluster.jobs(*key)
+        observed = await self._observe(key, body, now, jobs, await self.cluster.pods(*key))
+        return body, observed, decide(body, observed, now, self.settings)
+
     async def _publish_authority(self, namespace: str, decision: Decision) -> None:
         """Have pods that run already trust our certificate too: an operator that was installed anew has another
         authority than the one that started them."""
         authority = self._authority()
-        if authority is None or decision.status.phase in (None, *FINAL) or self._published.get(namespace) == authority:
+        if authority is None or decision.status.phase in (None, *FINAL):
             return
-        await self.cluster.apply(manifests.authority(namespace, authority))
-        self._published[namespace] = authority
+        published, until = self._published.get(namespace, ("", 0.0))
+        if published == authority and time.monotonic() < until:
+            return
+        self._published[namespace] = (authority, time.monotonic() + PUBLISHED_SECONDS)
+        try:
+            await self.cluster.apply(manifests.authority(namespace, authority))
+        except BaseException:
+            del self._published[namespace]
+            raise
 
     async def _carry_out(
         self, key: Key, body: Body, decision: Decision, progress: ProgressReport | None = None
@@ -189,6 +259,7 @@ class Reconciler:
             written = await self._write(key, body, decision, progress)
         except ApiError as error:
             if error.status in (CONFLICT, NOT_FOUND):
+                self._doubted.add(key)
                 return False
             raise
         await self._tell(written or body, decision)
@@ -210,12 +281,9 @@ class Reconciler:
         self.metrics.expired.inc()
         return True
 
-    async def _observe(self, key: Key, body: Body, now: datetime) -> Observed:
-        # Jobs before pods: a Job that is complete then has its pods' last words in a list that is newer.
-        jobs = await self.cluster.jobs(*key)
-        pods = await self.cluster.pods(*key)
+    async def _observe(self, key: Key, body: Body, now: datetime, jobs: list[Body], pods: list[Body]) -> Observed:
         live = {pod["metadata"]["uid"] for pod in pods}
-        pods += [pod for uid, pod in self._ended.get(key, {}).items() if uid not in live]
+        pods = [*pods, *(pod for uid, pod in self._ended.get(key, {}).items() if uid not in live)]
         ended = (body.get("status") or {}).get("phase") in FINAL
         uids = [] if ended else wants_events(jobs, pods, now)
         held = [] if ended else held_jobs(jobs)
@@ -232,7 +300,6 @@ class Reconciler:
             profile=profile,
             chat_template=await self.cluster.chat_template(key[0], template) if template else None,
             progress=self._progress.get(key) if self._progress_due_in(key) <= 0 else None,
-            authority=self._authority(),
             workloads=await self.cluster.workloads(key[0], held) if held else None,
         )
 
@@ -242,8 +309,8 @@ class Reconciler:
         if patch is not None:
             written = await self._patch(key, body, patch)
             self.metrics.status_writes.inc()
-            self._own_versions[key] = written["metadata"]["resourceVersion"]
-            self.saw_job(written)
+            self._own_versions[key] = version_of(written)
+            self._note(key, written)
         if progress is not None:
             if self._progress.get(key) is progress:
                 del self._progress[key]

@@ -42,7 +42,7 @@ class Settings:
     """Of this process among the replicas."""
     pod_ip: str = ""
     """Where other replicas reach this one; empty where they cannot."""
-    workers: int = 8
+    workers: int = 32
     """Jobs that are reconciled at a time."""
     resync_seconds: float = 300.0
     """Time between two looks at all jobs, in case a watch missed something."""
@@ -114,7 +114,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         # Without a pod's name, which no two processes have at a time, one of this process alone.
         identity=reader.text("FINETUNE_POD_NAME", f"{socket.gethostname()}_{uuid.uuid4().hex[:12]}"),
         pod_ip=reader.text("FINETUNE_POD_IP", ""),
-        workers=reader.whole("FINETUNE_WORKERS", 8, at_least=1, at_most=1000),
+        workers=reader.whole("FINETUNE_WORKERS", 32, at_least=1, at_most=1000),
         resync_seconds=reader.number("FINETUNE_RESYNC_SECONDS", 300, at_least=1),
         log_format="plain" if log_format == "plain" else "json",
         log_level=reader.one_of("FINETUNE_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),

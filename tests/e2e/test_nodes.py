@@ -37,6 +37,4 @@ def test_when_one_pod_is_killed_all_start_again_from_the_checkpoint(team: Team) 
     assert len(again) == 2
     assert first not in again
     assert "going on from checkpoint-" in team.log(again[0])
-    events = team.events("pair", until="Succeeded")
-    assert events.count("Started") == 2
-    assert events.count("Retrying") == 1
+    assert team.events("pair", until="Succeeded").count("Retrying") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -62,8 +62,9 @@ class FakeCluster:
         found = self.body and (self.body["metadata"]["namespace"], self.body["metadata"]["name"]) == (namespace, name)
         return copy.deepcopy(self.body) if found else None
 
-    async def finetunejobs(self) -> list[Body]:
-        return [copy.deepcopy(self.body)] if self.body else []
+    async def finetunejobs(self) -> AsyncIterator[Body]:
+        if self.body:
+            yield copy.deepcopy(self.body)
 
     async def profile(self, name: str) -> Body | None:
         return self.profiles.get(name)

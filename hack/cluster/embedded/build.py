@@ -36,8 +36,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "coredns": ("github.com/coredns/coredns",),
     "pause": (".",),
     "kueue": ("sigs.k8s.io/kueue/cmd/kueue",),
+    "kwok": ("sigs.k8s.io/kwok/cmd/kwok",),
 }
-EXTRAS = frozenset({"kueue"})
+EXTRAS = frozenset({"kueue", "kwok"})
 """Built when they are named, and not with the rest: no part of the cluster itself."""
 CHARTS = {"kueue": ("sigs.k8s.io/kueue", "charts/kueue")}
 """Helm chart that lies in a target's own module: module and folder."""
@@ -59,7 +60,8 @@ def program(name: str) -> Path:
             path = _directory(target) / name
             if path.exists():
                 return path
-    raise BuildError(f"{name} is not built yet: run hack/cluster/cluster build")
+            raise BuildError(f"{name} is not built yet: run hack/cluster/cluster build {target}")
+    raise BuildError(f"{name} is none of the programs that can be built")
 
 
 def build(targets: Iterable[str] = ()) -> None:

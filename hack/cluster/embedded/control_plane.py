@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from embedded.build import program
 from embedded.health import api_ready, ill
 from embedded.layout import Layout
 from embedded.processes import Processes
 
 
-def start_control_plane(layout: Layout, processes: Processes) -> None:
-    """Start the store and the API server, and where there is a node what acts on objects."""
+def start_control_plane(layout: Layout, processes: Processes, *, api_server: Sequence[str] = ()) -> None:
+    """Start the store and the API server, with further options of its own, and where there is a node what acts on
+    objects."""
     _start_etcd(layout, processes)
-    _start_api_server(layout, processes)
+    _start_api_server(layout, processes, api_server)
     if not layout.control_plane_only:
-        _start_controllers(layout, processes)
+        start_controllers(layout, processes)
 
 
 def _start_etcd(layout: Layout, processes: Processes) -> None:
@@ -40,7 +43,7 @@ def _start_etcd(layout: Layout, processes: Processes) -> None:
     )
 
 
-def _start_api_server(layout: Layout, processes: Processes) -> None:
+def _start_api_server(layout: Layout, processes: Processes, options: Sequence[str]) -> None:
     pki = layout.pki
     processes.start(
         "kube-apiserver",
@@ -70,17 +73,25 @@ def _start_api_server(layout: Layout, processes: Processes) -> None:
             "--profiling=false",
             # On loopback, the control plane alone: the endpoint of the kubernetes Service has no use.
             *(["--endpoint-reconciler-type=none"] if layout.control_plane_only else []),
+            *options,
         ],
     )
     processes.wait_for("kube-apiserver", lambda: api_ready(layout), seconds=90)
 
 
-def _start_controllers(layout: Layout, processes: Processes) -> None:
+def start_controllers(
+    layout: Layout,
+    processes: Processes,
+    *,
+    ports: tuple[int, int] = (10257, 10259),
+    options: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Start kube-controller-manager and kube-scheduler, on these ports and with further options by name."""
     pki = layout.pki
     for name, port, extra in (
         (
             "kube-controller-manager",
-            10257,
+            ports[0],
             [
                 f"--root-ca-file={pki / 'ca.crt'}",
                 f"--service-account-private-key-file={pki / 'sa.key'}",
@@ -88,7 +99,7 @@ def _start_controllers(layout: Layout, processes: Processes) -> None:
                 f"--cluster-cidr={layout.pod_cidr}",
             ],
         ),
-        ("kube-scheduler", 10259, []),
+        ("kube-scheduler", ports[1], []),
     ):
         kubeconfig = pki / f"{name}.kubeconfig"
         processes.start(
@@ -103,6 +114,7 @@ def _start_controllers(layout: Layout, processes: Processes) -> None:
                 "--leader-elect=false",
                 f"--cert-dir={layout.run}",
                 *extra,
+                *(options or {}).get(name, ()),
             ],
         )
 

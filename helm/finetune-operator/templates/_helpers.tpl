@@ -79,7 +79,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [create, patch]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [create]
+  verbs: [get, create]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, list]

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -83,7 +83,9 @@ class ApiClient:
                 await _config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=settings)
         except config.ConfigException as error:
             raise ApiError(0, str(error), what="no credentials for an API server") from error
-        settings.connection_pool_maxsize = 32
+        settings.connection_pool_maxsize = 64
+        # Else aiohttp looks for a proxy and a netrc file in threads, before each request; kopf does not look either.
+        settings.client_session_kwargs = {"trust_env": False}
         return cls(client.ApiClient(configuration=settings))
 
     async def close(self) -> None:
@@ -132,15 +134,18 @@ class ApiClient:
         return parsed
 
     async def list_all(self, path: str, query: dict[str, Any] | None = None) -> list[Body]:
-        """All items of a collection, page by page."""
-        items: list[Body] = []
+        """All items of a collection."""
+        return [item async for page in self.pages(path, query) for item in page]
+
+    async def pages(self, path: str, query: dict[str, Any] | None = None) -> AsyncIterator[list[Body]]:
+        """The items of a collection, page by page."""
         following: dict[str, Any] = {"limit": PAGE}
         while True:
             page = await self.request("GET", path, query={**(query or {}), **following})
-            items += page.get("items") or []
+            yield page.get("items") or []
             token = page.get("metadata", {}).get("continue")
             if not token:
-                return items
+                return
             following["continue"] = token
 
 

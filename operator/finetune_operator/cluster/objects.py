@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
 from finetune_api.base import API_VERSION, GROUP, VERSION
@@ -35,11 +36,12 @@ class Cluster:
         """One FineTuneJob; None where it is gone. (get)"""
         return await self._get(path_of(OURS, "finetunejobs", namespace, name))
 
-    async def finetunejobs(self) -> list[Body]:
-        """All FineTuneJobs that are served. (list)"""
-        scopes = self.namespaces or (None,)
-        pages = [await self.api.list_all(path_of(OURS, "finetunejobs", scope)) for scope in scopes]
-        return [item for page in pages for item in page]
+    async def finetunejobs(self) -> AsyncIterator[Body]:
+        """All FineTuneJobs that are served, never more than a page of them in memory. (list)"""
+        for scope in self.namespaces or (None,):
+            async for page in self.api.pages(path_of(OURS, "finetunejobs", scope)):
+                for item in page:
+                    yield item
 
     async def profile(self, name: str) -> Body | None:
         """A TrainingProfile. (get)"""
@@ -92,6 +94,9 @@ class Cluster:
         if body["kind"] not in CREATE_ONLY:
             query = {"fieldManager": names.MANAGER, "force": "true"}
             await self.api.request("PATCH", object_path(body), query=query, body=body, content_type=APPLY_PATCH)
+            return
+        # Shared by the jobs of a namespace, so that it is nearly always there: to ask costs less than to be refused.
+        if body["kind"] == "PersistentVolumeClaim" and await self._get(object_path(body)) is not None:
             return
         try:
             path = object_path(body, collection=True)

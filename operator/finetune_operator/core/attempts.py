@@ -108,9 +108,6 @@ class Attempts(Effects):
         if not (begun or again):
             self.pending(plan, job, pods, "Queued", f"{_wait_for_nodes(plan)}{suffix}.")
             return
-        if not again:
-            at = next((pod.get("spec", {}).get("nodeName") for pod in pods if is_running(pod)), None)
-            self.note("Started", f"Training runs{f' on {at}' if at else ''}, attempt {attempt}")
         left = self.seconds_left(plan)
         if left is not None and left <= 0:
             self.update(failure=self.deadline_exceeded(plan, attempt))
@@ -149,10 +146,18 @@ class Attempts(Effects):
         if lifecycle.books(self.status) != lifecycle.books(self.before):
             self.wait("Pending", "Starting", f"Training starts{suffix}.", 0.0)
             return
-        self.apply_shared(plan)
-        self.applied += [manifests.service(plan), body]
+        # Where the prepare step has just run, all that both need was there a moment ago.
+        if attempt > 1 or self.was_prepared():
+            self.apply_shared(plan)
+        if plan.job.spec.distributed.nodes > 1:  # they find each other by it
+            self.applied.append(manifests.service(plan))
+        self.applied.append(body)
         self.update(attempt=attempt, suspended_attempt=None)
         self.wait("Queued", "Queued", f"{_waits(plan)}{suffix}.", LOOK_AGAIN)
+
+    def was_prepared(self) -> bool:
+        """Whether the status said so before this reconcile."""
+        return any(c.type == "Prepared" and c.status == "True" for c in self.before.conditions)
 
     def attempt_failed(
         self, plan: Plan, failure: Failure, report: TerminationReport | None, ended: datetime | None

@@ -37,8 +37,6 @@ class Observed:
     """Newest progress that rank 0 posted and that is not in the status yet."""
     workloads: Sequence[Body] | None = None
     """Kueue's Workloads of Jobs that are suspended; None where there is none or where we may not read them."""
-    authority: str | None = None
-    """Certificate of the operator's CA (PEM), which pods know the progress endpoint by."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from finetune_operator.core.plan import Plan
 from finetune_operator.core.settings import CoreSettings
 from finetune_operator.core.waiting import Trouble, find_trouble
 
-LOOK_AGAIN = 15.0
-"""Seconds between two looks at a pod that does not run yet: what holds it up sends no event of its own."""
+LOOK_AGAIN, LOOK_AT_LEAST_EVERY = 15.0, 300.0
+"""Seconds between two looks at a pod that does not run yet: what holds it up may send no event of its own. Rarer the
+longer it waits, since thousands may wait for days."""
 CLEARING = 5.0
 """Seconds between two looks at what is on its way out."""
 
@@ -147,9 +148,9 @@ class Effects:
     def is_over(self, trouble: Trouble) -> bool:
         return trouble.deadline is not None and self.now >= trouble.deadline
 
-    def bear(self, trouble: Trouble, phase: Phase) -> None:
+    def bear(self, trouble: Trouble, phase: Phase, patience: float = LOOK_AGAIN) -> None:
         """Say what is the matter and until when that is borne."""
-        message, patience = trouble.message, LOOK_AGAIN
+        message = trouble.message
         if trouble.deadline is not None:
             message += f" The job fails at {times.stamp(trouble.deadline)} if this lasts."
             patience = min(patience, max(1.0, (trouble.deadline - self.now).total_seconds()))
@@ -175,13 +176,18 @@ class Effects:
             return
         if trouble is None:
             waits = not any(is_running(pod) for pod in pods)
-            self.wait(phase, phase, message, LOOK_AGAIN if waits else None)
+            self.wait(phase, phase, message, self.patience(job) if waits else None)
             return
         if self.is_over(trouble):
             attempt = int(labels(job).get(names.ATTEMPT_LABEL, 0))
             self.fail(failures.failure(trouble.reason, trouble.message, attempt=attempt))
             return
-        self.bear(trouble, phase)
+        self.bear(trouble, phase, self.patience(job))
+
+    def patience(self, job: Body) -> float:
+        """Seconds until the next look at ``job``, whose pods do not run yet."""
+        made = times.parse(job["metadata"].get("creationTimestamp")) or self.now
+        return min(LOOK_AT_LEAST_EVERY, max(LOOK_AGAIN, (self.now - made).total_seconds() / 4))
 
     def restores(self, plan: Plan, trouble: Trouble | None, phase: Phase) -> bool:
         """Whether a pod waits for a ConfigMap that we made and somebody deleted; then it is made anew."""
@@ -228,8 +234,6 @@ class Effects:
     def apply_shared(self, plan: Plan) -> None:
         """What both steps need. The configuration that was taken up first stays, whatever this operator would
         make of the same spec."""
-        if self.observed.authority is not None:
-            self.applied.append(manifests.authority(plan.namespace, self.observed.authority))
         self.applied += manifests.claims(plan)
         if plan.config.digest() == self.status.config_hash:
             self.applied.append(manifests.config_map(plan, name=self.config_name(plan)))

@@ -84,7 +84,7 @@ def pod_template(plan: Plan, *, component: str, config_map: str, attempt: int, p
         "schedulerName": scheduling.scheduler_name,
         "imagePullSecrets": [{"name": name} for name in profile.image.pull_secrets],
         "runtimeClassName": profile.runtime_class_name if component == names.TRAIN else None,
-        "subdomain": names.service(plan.name) if component == names.TRAIN else None,
+        "subdomain": names.service(plan.name) if component == names.TRAIN and spec.distributed.nodes > 1 else None,
     }
     pod |= {key: value for key, value in optional.items() if value}
     labels = {**names.job_labels(plan.name, plan.uid), names.COMPONENT_LABEL: component}

@@ -39,6 +39,7 @@ from finetune_operator.core.settings import CoreSettings
 from finetune_operator.core.waiting import Trouble
 
 R = FailureReason
+PREPARING = "The prepare step fetches and checks model and data."
 
 
 def needs_profile(body: Body) -> bool:
@@ -191,7 +192,7 @@ class _Reconciliation(Attempts):
         if is_held(job):
             self.wait("Preparing", "Queued", why_held(job, self.observed.workloads, self.now), LOOK_AGAIN)
             return
-        message = "The prepare step runs."
+        message = PREPARING
         if known:
             message = f"The prepare step is tried again after {known[-1].reason}: {known[-1].message}"
         self.pending(plan, job, pods, "Preparing", message)
@@ -202,9 +203,7 @@ class _Reconciliation(Attempts):
             return
         self.apply_shared(plan)
         self.applied.append(body)
-        if self.before.phase != "Preparing":
-            self.note("Preparing", f"Job {body['metadata']['name']} fetches and checks model and data")
-        self.wait("Preparing", "Preparing", "The prepare step starts.", LOOK_AGAIN)
+        self.wait("Preparing", "Preparing", PREPARING, LOOK_AGAIN)
 
     def prepared(self, report: TerminationReport | None) -> None:
         self.status = reports.with_report(self.status, report, self.now)
@@ -213,7 +212,6 @@ class _Reconciliation(Attempts):
         if data is not None:
             message = f"{data.samples} samples with {data.supervised_tokens} supervised tokens are ready."
         self.conditions.set("Prepared", holds=True, reason="Prepared", message=message)
-        self.note("Prepared", message)
 
     def _message_of(self, kind: str) -> str:
         return next((condition.message for condition in self.before.conditions if condition.type == kind), "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from finetune_operator.core.lifecycle import FINAL
 from finetune_operator.reconciler import Reconciler
 from operator_bodies import SETTINGS, job_body
 
+Body = dict[str, Any]
 KEY = ("team", "tune")
 
 
@@ -20,9 +23,65 @@ def reconciler_of(cluster: FakeCluster, world: World) -> Reconciler:
     return Reconciler(cluster, SETTINGS, authority=lambda: "PEM", clock=world.clock)  # type: ignore[arg-type]
 
 
-async def live(cluster: FakeCluster, world: World, *, rounds: int = 40) -> int:
+class Watching(Reconciler):
+    """One that the watches tell what is new, each kind so many of its calls late, as ``lags`` says."""
+
+    def __init__(self, cluster: FakeCluster, world: World, lags: dict[str, int]) -> None:
+        super().__init__(cluster, SETTINGS, authority=lambda: "PEM", clock=world.clock, watched=True)  # type: ignore[arg-type]
+        self._fake, self._lags = cluster, lags
+        self._told: dict[str, list[dict[str, Body]]] = {kind: [] for kind in lags}
+
+    async def reconcile(self, key: tuple[str, str]) -> float | None:
+        """Hear, then work."""
+        held = {
+            "FineTuneJob": {"": self._fake.body} if self._fake.body else {},
+            "Job": self._fake.children,
+            "Pod": self._fake.pod_bodies,
+        }
+        for kind, bodies in held.items():
+            self._told[kind].append({name: copy.deepcopy(body) for name, body in bodies.items()})
+            late = self._told[kind][: len(self._told[kind]) - self._lags[kind]]
+            now, before = (late[-1] if late else {}), (late[-2] if len(late) > 1 else {})
+            for name in before.keys() - now.keys():
+                self._hear(kind, before[name], deleted=True)
+            for body in now.values():
+                self._hear(kind, body, deleted=False)
+        return await super().reconcile(key)
+
+    def _hear(self, kind: str, body: Body, *, deleted: bool) -> None:
+        if kind == "FineTuneJob":
+            self.saw_job(body, deleted=deleted)
+        else:
+            self.saw_child({"kind": kind, **body}, deleted=deleted)
+
+
+@pytest.mark.parametrize(
+    "lags",
+    [
+        {"FineTuneJob": 0, "Job": 0, "Pod": 0},
+        {"FineTuneJob": 0, "Job": 0, "Pod": 3},
+        {"FineTuneJob": 0, "Job": 3, "Pod": 0},
+        {"FineTuneJob": 3, "Job": 0, "Pod": 0},
+        {"FineTuneJob": 1, "Job": 2, "Pod": 4},
+    ],
+    ids=["none", "pods", "Jobs", "the job", "all"],
+)
+async def test_watches_that_come_late_lose_and_double_nothing(lags: dict[str, int]) -> None:
+    cluster = FakeCluster(job_body())
+    world = World(cluster, lives_with_a_retry())
+    await live(cluster, world, reconciler=Watching(cluster, world, lags), rounds=60)
+    assert_one_whole_life(cluster)
+    assert [note.reason for note in cluster.notes] == ["Retrying", "Succeeded"]
+    assert len(cluster.status_patches) <= 10
+
+    cluster = FakeCluster(job_body(runPolicy={"ttlSecondsAfterFinished": 0}))
+    await live_with_a_rest(cluster, lambda world: Watching(cluster, world, lags))
+    assert_one_rest(cluster)
+
+
+async def live(cluster: FakeCluster, world: World, *, rounds: int = 40, reconciler: Reconciler | None = None) -> int:
     """Reconcile until the job ended and some more; a crash or an error is followed by a start with no memory."""
-    reconciler = reconciler_of(cluster, world)
+    reconciler = reconciler or reconciler_of(cluster, world)
     crashes, rest = 0, 2
     for _ in range(rounds):
         for _ in range(2):  # some calls for each change of the world
@@ -44,8 +103,8 @@ def assert_one_whole_life(cluster: FakeCluster) -> None:
     assert cluster.created == ["tune-prepare", "tune-train-1", "tune-train-2"]
     assert cluster.status["dataset"]["samples"] == 10
     assert cluster.status["progress"]["display"] == "20/20 100%"
-    for reason in ("Preparing", "Prepared", "Started", "Retrying", "Succeeded"):
-        assert cluster.told(reason) <= (2 if reason == "Started" else 1), reason
+    for reason in ("Retrying", "Succeeded"):
+        assert cluster.told(reason) <= 1, reason
 
 
 async def test_a_life_without_a_crash() -> None:
@@ -53,7 +112,7 @@ async def test_a_life_without_a_crash() -> None:
     assert await live(cluster, World(cluster, lives_with_a_retry())) == 0
     assert_one_whole_life(cluster)
     reasons = [note.reason for note in cluster.notes]
-    assert reasons == ["Preparing", "Prepared", "Started", "Retrying", "Started", "Succeeded"]
+    assert reasons == ["Retrying", "Succeeded"]
     assert len(cluster.status_patches) <= 9, "a status is written when it changes, and only then"
     assert cluster.effects < 40
 
@@ -144,10 +203,10 @@ async def test_what_runs_for_a_failed_job_is_stopped_even_after_a_crash_before_t
     assert cluster.status["phase"] in FINAL
 
 
-async def live_with_a_rest(cluster: FakeCluster) -> None:
+async def live_with_a_rest(cluster: FakeCluster, make: Callable[[World], Reconciler] | None = None) -> None:
     """Trains, rests, is resumed, trains to the end and expires; a crash is followed by a start with no memory."""
     world = World(cluster, {names.prepare_job("tune"): (0, PREPARED), names.train_job("tune", 2): (0, TRAINED)})
-    reconciler = reconciler_of(cluster, world)
+    reconciler = make(world) if make else reconciler_of(cluster, world)
     stations = {"Running": {"suspend": True}, "Suspended": {"suspend": False}}
     for _ in range(60):
         for _ in range(3):
@@ -183,7 +242,7 @@ async def test_a_crash_before_any_single_effect_of_a_life_with_a_rest() -> None:
     assert_one_rest(whole)
     seconds = _running_seconds(whole)
     reasons = [note.reason for note in whole.notes]
-    assert reasons == ["Preparing", "Prepared", "Started", "Suspended", "Resumed", "Started", "Succeeded"]
+    assert reasons == ["Suspended", "Resumed", "Succeeded"]
     for crash_at in range(whole.effects):
         cluster = FakeCluster(job_body(runPolicy=policy))
 

@@ -32,7 +32,7 @@ def test_an_image_with_unsloth_is_there_where_it_is_named() -> None:
 
 
 def test_what_is_empty_is_not_set() -> None:
-    assert read_settings(NEEDED | {"FINETUNE_WORKERS": " ", "FINETUNE_LOG_LEVEL": ""}).workers == 8
+    assert read_settings(NEEDED | {"FINETUNE_WORKERS": " ", "FINETUNE_LOG_LEVEL": ""}).workers == 32
 
 
 def test_namespaces_are_separated_by_commas_or_spaces_and_told_once() -> None:
