@@ -62,12 +62,12 @@ def retrained(segments: Sequence[Segment], places: Mapping[int, Place]) -> list[
     cut: list[Segment] = []
     start = 0
     for segment in segments:
-        text, literal, turn, _ = segment
+        text, literal, turn, _, medium = segment
         end = start + len(text)
         edges = sorted({start, end, *(edge for place in places.values() for edge in place if start < edge < end)})
         for first, last in pairwise(edges):
             number = next((n for n, place in places.items() if place[0] <= first < place[1]), None)
-            cut.append(Segment(text[first - start : last - start], literal, turn, number))
+            cut.append(Segment(text[first - start : last - start], literal, turn, number, medium))
         start = end
     return cut
 
