@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from finetune_api.failures import ExitCode
 
@@ -44,13 +43,13 @@ def with_media(
         for piece in split.split(segment.text):
             if piece not in kinds:
                 if piece:
-                    found.append(replace(segment, text=piece))
+                    found.append(segment._replace(text=piece))
                 continue
             kind = kinds[piece]
             counts[kind] += 1
             if counts[kind] <= len(waiting[kind]):
                 text = waiting[kind][counts[kind] - 1].text
-                found.append(replace(segment, text=text, answer=None, medium=True))
+                found.append(segment._replace(text=text, answer=None, medium=True))
     for kind, count in counts.items():
         there = len(waiting[kind])
         if count > there or (whole and count < there):
