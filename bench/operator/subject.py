@@ -66,6 +66,7 @@ async def running_operator(
         "KUBECONFIG": str(plane.kubeconfig_of(ACCOUNT, token)),
         "FINETUNE_NAMESPACE": SYSTEM,
         "FINETUNE_TLS_SECRET": f"{ACCOUNT}-tls",
+        "FINETUNE_LEASE": ACCOUNT,
         "FINETUNE_TRAINER_IMAGE": "registry/trainer:1",
         "FINETUNE_PROGRESS_URL": f"https://localhost:{progress_port}",
         "FINETUNE_PROGRESS_PORT": str(progress_port),
