@@ -191,7 +191,7 @@ class Effects:
 
     def restores(self, plan: Plan, trouble: Trouble | None, phase: Phase) -> bool:
         """Whether a pod waits for a ConfigMap that we made and somebody deleted; then it is made anew."""
-        if trouble is None or trouble.config_map not in (self.config_name(plan), names.CA_CONFIG_MAP):
+        if trouble is None or trouble.config_map != self.config_name(plan):
             return False
         # The events go on saying so until the kubelet tries anew; to apply it once more changes nothing.
         self.apply_shared(plan)

@@ -12,6 +12,7 @@ from finetune_api.reports import ProgressReport
 from finetune_operator.core import manifests, names
 from finetune_operator.core.decision import Decision
 from finetune_operator.core.queueing import QUEUE_LABEL, held_jobs, why_held
+from finetune_operator.core.reconcile import PREPARING
 from finetune_operator.core.times import stamp
 from operator_bodies import NOW, SETTINGS, at, batch_job, job_body, plan_of, pod_of, report, running, terminated
 
@@ -129,7 +130,7 @@ def test_an_attempt_that_the_queue_starts_runs() -> None:
     released = go(body, seconds=900, jobs=[child(held=False)], pods=[pod_of(child(), phase="Pending")])
     assert (released.status.phase, said(released)) == ("Queued", "The training pod waits for a node.")
     runs = go(later(body, released), seconds=910, jobs=[child(held=False)], pods=[pod()])
-    assert (runs.status.phase, told(runs)) == ("Running", ["Started"])
+    assert (runs.status.phase, told(runs)) == ("Running", [])
 
 
 def test_a_running_attempt_whose_place_is_taken_back_saves_a_checkpoint_and_waits_again() -> None:
@@ -157,7 +158,7 @@ def test_the_same_attempt_goes_on_when_the_queue_starts_it_again() -> None:
     assert (released.status.phase, told(released)) == ("Queued", []), "the pod of before is no pod of now"
     assert released.status.running_since is None
     runs = go(later(body, released), seconds=1020, jobs=[child(held=False)], pods=[saved_pod(), pod(1)])
-    assert (runs.status.phase, told(runs), made(runs)) == ("Running", ["Started"], [])
+    assert (runs.status.phase, told(runs), made(runs)) == ("Running", [], [])
     assert (runs.status.running_seconds, runs.status.running_since) == (90, stamp(at(1010)))
     done = go(later(body, runs), seconds=1100, jobs=[child(held=False, ended="Complete", ended_at=1090)])
     assert (done.status.phase, done.status.attempt, done.status.running_seconds) == ("Succeeded", 1, 170)
@@ -275,7 +276,7 @@ def test_a_prepare_step_waits_in_a_queue_too() -> None:
     runs = go(
         later(preparing(), decision), seconds=910, jobs=[job], pods=[pod_of(job, phase="Running", state=running())]
     )
-    assert said(runs) == "The prepare step runs."
+    assert said(runs) == PREPARING
 
 
 # -- the queue's words -----------------------------------------------------------------------------------------

@@ -578,16 +578,15 @@ def test_our_own_config_map_that_somebody_deleted_is_made_anew(stage: Any) -> No
     job = batch_job("prepare" if stage is preparing else "train")
     pod = pod_of(job)  # a new one, while the attempt lasts: a queue stops and starts a Job
     config = f"tune-config-{body['status']['configHash']}"
-    for name in (config, "finetune-operator-ca"):
-        event = event_of(pod, "FailedMount", f'MountVolume.SetUp failed for volume "v" : configmap "{name}" not found')
-        decision = go(body, seconds=3600, jobs=[job], pods=[pod], events=[event], authority="PEM")
-        assert decision.status.phase == body["status"]["phase"]
-        assert {"finetune-operator-ca", config} <= {item["metadata"]["name"] for item in decision.apply}
-        assert decision.delete_jobs == []
-        assert decision.requeue_after == LOOK_AGAIN, "no event of the pod's own tells that it mounts at last"
-        assert f"The ConfigMap {name} was deleted; it is made anew" in said(decision)
+    event = event_of(pod, "FailedMount", f'MountVolume.SetUp failed for volume "v" : configmap "{config}" not found')
+    decision = go(body, seconds=3600, jobs=[job], pods=[pod], events=[event])
+    assert decision.status.phase == body["status"]["phase"]
+    assert config in {item["metadata"]["name"] for item in decision.apply}
+    assert decision.delete_jobs == []
+    assert decision.requeue_after == LOOK_AGAIN, "no event of the pod's own tells that it mounts at last"
+    assert f"The ConfigMap {config} was deleted; it is made anew" in said(decision)
     rows = event_of(pod, "FailedMount", 'configmap "rows" not found')
     if stage is not training:
-        failed = go(body, seconds=3600, jobs=[job], pods=[pod], events=[rows], authority="PEM")
+        failed = go(body, seconds=3600, jobs=[job], pods=[pod], events=[rows])
         assert failed.status.failure is not None
         assert failed.status.failure.reason == "ConfigMapNotFound", "which its owner names and has to create"

@@ -106,7 +106,9 @@ def _texts(variables: Mapping[str, Any]) -> str:
     """All text in ``variables``, for a look at its characters."""
     messages = variables["messages"]
     if variables.get("tools") is None and all(message.keys() == _TEXT_ALONE for message in messages):
-        return "".join([message["content"] for message in messages])
+        contents = [message["content"] for message in messages]
+        if all(isinstance(content, str) for content in contents):  # else there are images or sounds among them
+            return "".join(contents)
     return json.dumps(variables, ensure_ascii=False)
 
 
