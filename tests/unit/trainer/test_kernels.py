@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from finetune_api.failures import ExitCode
+from finetune_api.training import LoraMethod
 from finetune_trainer import fused_loss
+from finetune_trainer.adapters import add_adapters, linear_names
 from finetune_trainer.attention import choose_attention, fits_varlen, takes_boundaries
 from finetune_trainer.batches import Collator
 from finetune_trainer.errors import TrainerError
@@ -25,7 +27,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch import partitioners
 from torch.nn import functional
 from trainings import configure, run
-from transformers import AutoConfig, Gemma2Config, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen3Config
 
 CPU = torch.device("cpu")
 
@@ -99,12 +101,11 @@ def test_the_fused_loss_and_its_gradients_are_the_models_own(tmp_path: Path, tin
 
 
 @pytest.mark.usefixtures("torch_loss")
-@pytest.mark.usefixtures("torch_loss")
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_a_head_that_is_saved_with_the_adapter_is_trained_by_the_fused_loss(tmp_path: Path, tiny: Path) -> None:
-    config = configure(tmp_path, tiny, method={"lora": {"rank": 2, "modulesToSave": ["lm_head"]}})
-    model = load_model(config, tiny, CPU).model
-    fused_loss.fuse_loss(model.get_base_model())
+def test_a_head_that_is_saved_with_the_adapter_is_trained_by_the_fused_loss(tiny: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    fused_loss.fuse_loss(base)  # as the trainer does it, before there are adapters
+    model = add_adapters(base, LoraMethod(rank=2, modules_to_save=["lm_head"]), linear_names(base))
     ids = torch.arange(20)[None]
     model(input_ids=ids, loss_positions=torch.arange(19), targets=torch.arange(1, 20)).loss.backward()
     trained = [part.grad for name, part in model.named_parameters() if "modules_to_save" in name]
@@ -113,6 +114,7 @@ def test_a_head_that_is_saved_with_the_adapter_is_trained_by_the_fused_loss(tmp_
     assert float(trained[0].norm()) > 0
 
 
+@pytest.mark.usefixtures("torch_loss")
 @pytest.mark.parametrize("liger", [None, True])
 def test_a_model_that_scales_its_logits_is_found_before_the_first_step(
     tmp_path: Path, tiny: Path, liger: bool | None

@@ -147,9 +147,10 @@ def test_a_process_beside_encodes_the_same(job: TrainerConfig, monkeypatch: pyte
     assert media is not None
     (source,) = find_sources(job)
     (batch,) = batched(0, source.rows())
-    here = BatchEncoder(job, find_wording(job, tokenizer, media.tokens).encoder, media).encode(batch)
+    wording = find_wording(job, tokenizer, media.tokens)
+    here = BatchEncoder(job, wording.encoder, wording.stop_token_ids, media).encode(batch)
     monkeypatch.setattr(row_batches, "_worker", None)
-    start_worker(job.to_json(), str(model))
+    start_worker(job.to_json(), str(model), wording.stop_token_ids)
     gc.unfreeze()
     there = pickle.loads(pickle.dumps(encode_in_worker(batch)))  # noqa: S301 - our own
     assert there.ids.tolist() == here.ids.tolist()

@@ -505,8 +505,8 @@ def test_a_mask_that_hides_every_end_names_the_row(job: TrainerConfig, tiny: Pat
 def test_a_mask_that_hides_all_names_the_row(job: TrainerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     real = ConversationEncoder._tokens
 
-    def hidden(encoder: ConversationEncoder, segments: Sequence[Segment]) -> Any:
-        made = real(encoder, segments)
+    def hidden(encoder: ConversationEncoder, segments: Sequence[Segment], *media: Any) -> Any:
+        made = real(encoder, segments, *media)
         if any("off" in segment.text for segment in segments):
             made.trained[:] = False
         return made
