@@ -70,7 +70,9 @@ def make_data(config: Any, model: Path, kind: str, length: int, vocabulary: int)
         every = np.arange(len(lengths))
         train = one_each(every) if kind == "rows" else pack(every, writer.lengths, length, seed=0)
         status = DatasetStatus(samples=len(lengths), sequences=len(train))
-        writer.finish(train, [], {"dataset": status.to_dict(), "highestToken": vocabulary - 1, "longest": length})
+        writer.finish(
+            train, one_each(every[:0]), {"dataset": status.to_dict(), "highestToken": vocabulary - 1, "longest": length}
+        )
     handover = {
         "digest": directory.name,
         "dataset": status.to_dict(),

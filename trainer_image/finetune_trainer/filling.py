@@ -20,7 +20,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.log import log
 from finetune_trainer.media_processor import MediaProcessor
 from finetune_trainer.mixing import MANY_TIMES, mix
-from finetune_trainer.packing import pack
+from finetune_trainer.packing import Sequences, pack
 from finetune_trainer.prepared import StoreWriter
 from finetune_trainer.row_batches import BatchEncoder, EncodedBatch, LeftOut, RowBatch, batched
 from finetune_trainer.samples import PROMPT_TOO_LONG, SampleEncoder
@@ -173,15 +173,14 @@ class _Filling:
             sequences = pack(mixed, writer.lengths, self._config.max_length, seed=numbers.seed)
         else:
             sequences = self._members(mixed)
-        trained = [member for members in sequences for member in members]
         status = DatasetStatus(
             samples=len(mixed),
             validation_samples=len(validation),
             dropped=self._dropped.status(),
             truncated=self._truncated.total,
             truncations=self._truncated.status(),
-            tokens=sum(writer.lengths[i] for i in trained),
-            supervised_tokens=sum(writer.supervised[i] for i in trained),
+            tokens=_total(writer.lengths, sequences),
+            supervised_tokens=_total(writer.supervised, sequences),
             sequences=len(sequences),
             sources=self._by_source(of_source[mixed]),
         )
@@ -211,9 +210,13 @@ class _Filling:
                     source.source.uri, used / there,
                 )  # fmt: skip
 
-    def _members(self, units: np.ndarray) -> list[list[int]]:
+    def _members(self, units: np.ndarray) -> Sequences:
         """The samples of each unit."""
-        return [list(range(self._starts[unit], self._starts[unit + 1])) for unit in units]
+        starts = np.asarray(self._starts, dtype=np.int64)
+        counts = np.diff(starts)[units]
+        # Within a unit they follow each other: each sample's number is its unit's first, and its place in the unit.
+        firsts = np.repeat(starts[units] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+        return Sequences.of(firsts + np.arange(counts.sum()), counts)
 
     def _split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the units to train on and to hold out: by a hash of the row's content and the seed, so that a row
@@ -247,6 +250,11 @@ class _Filling:
             f"spec.dataset: of {sum(self._rows)} rows in {names} none has an answer to train on: {reasons}. To mend "
             f"it, {advice}",
         )
+
+
+def _total(values: Sequence[int], sequences: Sequences) -> int:
+    """Sum over all samples of ``sequences``, each as often as it is there."""
+    return int(np.asarray(values, dtype=np.int64)[sequences.members].sum())
 
 
 def _show(ids: np.ndarray, trained: np.ndarray, tokenizer: Any) -> None:

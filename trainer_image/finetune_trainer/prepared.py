@@ -29,6 +29,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import read_json, whole_directory, write_json
 from finetune_trainer.media_store import MEDIA_TYPES, MediaTable, MediaWriter, StoredMedium
 from finetune_trainer.messages import MediaKind, Medium
+from finetune_trainer.packing import Sequences
 
 LAYOUT = 7
 """Raise it when the layout or the meaning of the files changes: older stores are then made anew."""
@@ -241,7 +242,7 @@ class StoreWriter:
         bits[np.arange(len(trained)) + np.repeat(shift, np.diff(starts))] = trained
         return np.packbits(bits).tobytes()
 
-    def finish(self, train: list[list[int]], validation: list[list[int]], facts: dict[str, Any]) -> None:
+    def finish(self, train: Sequences, validation: Sequences, facts: dict[str, Any]) -> None:
         """Write which samples make up which sequence, and at last the manifest with ``facts``."""
         for file in self._files.values():
             file.flush()
@@ -252,9 +253,8 @@ class StoreWriter:
         for name, values in self._media.arrays().items():
             self._write(name, values)
         for part, sequences in (("train", train), ("validation", validation)):
-            self._write(f"{part}_members", [sample for members in sequences for sample in members])
-            counts = [len(members) for members in sequences]
-            self._write(f"{part}_starts", np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
+            self._write(f"{part}_members", sequences.members)
+            self._write(f"{part}_starts", sequences.starts)
         sizes = {name: _file(self._directory, name).stat().st_size for name in _TYPES}
         write_json(
             self._directory / "manifest.json", {"layout": LAYOUT, "sizes": sizes, **facts, "origin": self.origin}

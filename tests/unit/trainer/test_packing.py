@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-from finetune_trainer.packing import one_each, pack
+from finetune_trainer.packing import one_each
+from finetune_trainer.packing import pack as packed
 from hypothesis import given
 from hypothesis import strategies as st
 
 CAPACITY = 64
 lengths_of_samples = st.lists(st.integers(1, CAPACITY), min_size=1, max_size=200)
+
+
+def pack(samples: np.ndarray, lengths: Any, capacity: int, *, seed: int) -> list[list[int]]:
+    return list(packed(samples, lengths, capacity, seed=seed))
 
 
 def flat(sequences: list[list[int]]) -> list[int]:
@@ -67,5 +73,5 @@ def test_a_long_list_is_packed_without_quadratic_time() -> None:
 
 
 def test_without_packing_each_sample_is_a_sequence() -> None:
-    assert one_each(np.array([3, 1])) == [[3], [1]]
+    assert list(one_each(np.array([3, 1]))) == [[3], [1]]
     assert pack(np.array([], dtype=np.int64), [], CAPACITY, seed=0) == []

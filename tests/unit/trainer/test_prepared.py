@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finetune_trainer.packing import Sequences, one_each
 from finetune_trainer.prepared import IGNORED, SequenceSet, StoreWriter, sample_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,7 +41,7 @@ def test_samples_are_read_as_they_were_written(
                 rows=rows,
             )
         order = list(range(len(every)))[::-1]
-        writer.finish([order], [], {})
+        writer.finish(Sequences.of(np.array(order), np.array([len(order)])), one_each(np.array([])), {})
     store = sample_store(directory)
     assert len(store) == len(every)
     for number, sample in enumerate(every):
