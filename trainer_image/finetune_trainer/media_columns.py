@@ -29,7 +29,7 @@ def with_columns(turns: Sequence[Turn], row: dict[str, Any], where: str) -> list
         RowError: MEDIA_COUNT where placeholders and media differ in number.
     """
     columns = {kind: _column(row, kind, where) for kind in MEDIA_KINDS}
-    if not any(columns.values()) and not any(turn.message.media for turn in turns):
+    if not any(held for _, held in columns.values()) and not any(turn.message.media for turn in turns):
         return list(turns)
     marked = [kind for kind, (_, held) in columns.items() if held]
     left = {kind: deque(held) for kind, (_, held) in columns.items()}
