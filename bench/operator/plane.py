@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from embedded.control_plane import start_control_plane, start_controllers  # noq
 from embedded.layout import Layout  # noqa: E402
 from embedded.pki import make_pki  # noqa: E402
 from embedded.processes import Processes  # noqa: E402
+from operator_process import free_ports  # noqa: E402
 
 Body = dict[str, Any]
 PARTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
@@ -112,15 +112,6 @@ def running_plane(state: Path) -> Iterator[Plane]:
         yield Plane(layout, processes)
     finally:
         teardown.tear_down(layout, processes)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
 
 
 class Usage:

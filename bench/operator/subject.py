@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from furnish import SYSTEM, apply, until
-from plane import Plane, Usage, free_ports
+from plane import Plane, Usage
 
 from chart import of_kind, render  # isort: skip - plane makes it importable
+from operator_process import free_ports  # isort: skip - as above
 from finetune_operator.cluster.client import ApiClient, path_of
 
 ACCOUNT = "tuner-finetune-operator"

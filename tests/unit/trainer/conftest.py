@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer import downloads
 from tiny_model import make_tiny_model
 
 
@@ -17,6 +18,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model: no chat template."""
     return make_tiny_model(tmp_path_factory.mktemp("models") / "base", chat_template=False)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads are tried again at once, and go by no proxy of this machine's."""
+    monkeypatch.setattr(downloads, "WAIT_SECONDS", 0.0)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -21,17 +21,11 @@ from finetune_trainer.sources import find_sources
 from huggingface_hub import constants
 from trainer_configs import ROWS, local_model, make_config
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
 CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 OTHER = "0" * 64
 KEYS = {"X_AWS_ACCESS_KEY_ID": "KEY", "X_AWS_SECRET_ACCESS_KEY": "SECRET"}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "WAIT_SECONDS", 0.0)
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from finetune_trainer.web import WebFile
 from huggingface_hub import constants
 from trainer_configs import local_model, local_source, make_config
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
 ROWS = [
     {"instruction": f"What is {number} and one more?", "output": f"It is {number + 1}, " + "as ever, " * (number % 9)}
     for number in range(900)
@@ -70,13 +71,6 @@ OTHER = "0" * 64
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "WAIT_SECONDS", 0.0)
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
