@@ -53,7 +53,7 @@ class Steps:
     tokens: list[int] = field(default_factory=list)
     begun: float = 0.0
     profile: Path | None = None
-    """Where to write the time by kernel of the last two steps."""
+    """Where to write the time by kernel of the last two steps; beside it their course, for a trace viewer."""
     profiler: Any = None
 
     def begin(self) -> None:
@@ -78,6 +78,7 @@ class Steps:
                     sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=90
                 )
                 self.profile.write_text(table)
+                self.profiler.export_chrome_trace(str(self.profile.with_suffix(".json.gz")))
             raise Enough
 
 

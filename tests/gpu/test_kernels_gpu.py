@@ -33,6 +33,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", head_dim=16)
 
 
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whose rows are whole blocks of 4-bit weights, so that these can be one."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "wide", head_dim=16, width=64)
+
+
+@pytest.fixture(autouse=True)
+def _no_graphs() -> None:
+    """Graphs of tests before count as this one's, and after eight of them there are no more."""
+    torch._dynamo.reset()
+
+
 @pytest.fixture(autouse=True)
 def _own_kernels() -> Iterator[None]:
     """Liger puts functions of its own into the module of the model, where the next test would find them."""
@@ -145,16 +157,16 @@ def test_quantized_bases_learn_and_merge(tmp_path: Path, base: Path, kind: str, 
     [{}, {"quantization": {"bits": 4}}, pytest.param({"precision": "fp8"}, marks=needs_fp8)],
     ids=["bf16", "nf4", "fp8"],
 )
-def test_fused_adapters_learn_as_separate_ones_do(tmp_path: Path, base: Path, edits: Any, compiled: bool) -> None:
+def test_fused_adapters_learn_as_separate_ones_do(tmp_path: Path, wide: Path, edits: Any, compiled: bool) -> None:
     gradients, losses = {}, {}
     for fused in (False, True):
         (tmp_path / str(fused)).mkdir()
         wishes = {"fusedAdapters": fused, "compile": compiled}
-        config = job(tmp_path / str(fused), base, acceleration=wishes, hyperparameters={"maxSteps": 50}, **edits)
+        config = job(tmp_path / str(fused), wide, acceleration=wishes, hyperparameters={"maxSteps": 50}, **edits)
         report = run(config)
         learns(report)
         assert ("fused-adapters" in report.acceleration.kernels) is fused
-        losses[fused], gradients[fused] = report.progress.eval_loss, gradients_of(config, base)
+        losses[fused], gradients[fused] = report.progress.eval_loss, gradients_of(config, wide)
     assert losses[True] == pytest.approx(losses[False], rel=0.02 if "precision" in edits else 0.005)
     assert gradients[True].keys() == gradients[False].keys()
     for name, plain in gradients[False].items():

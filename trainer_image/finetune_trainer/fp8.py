@@ -120,9 +120,20 @@ class _Product(torch.autograd.Function):
 
 def multiply(rows: torch.Tensor, kind: torch.dtype, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """``rows`` (tokens, in), in bf16 and cast to ``kind``, times ``weight`` (in, out) by columns, in bf16."""
+    return multiply_scaled(*scaled(rows, kind), weight, scale)
+
+
+def scaled(rows: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """``rows`` in units of their scale, as ``kind``, and that scale, fp32."""
     own = scale_of(rows, kind)
-    packed = (rows.to(torch.float32) / own).to(kind)
-    return torch._scaled_mm(packed, weight, own, scale, out_dtype=torch.bfloat16, use_fast_accum=kind is VALUES)  # noqa: SLF001
+    return (rows.to(torch.float32) / own).to(kind), own
+
+
+def multiply_scaled(packed: torch.Tensor, own: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``packed`` (tokens, in), of which a unit stands for ``own``, times ``weight`` (in, out) by columns, in bf16.
+    Products of gradients are summed up exactly."""
+    fast = packed.dtype is VALUES
+    return torch._scaled_mm(packed, weight, own, scale, out_dtype=torch.bfloat16, use_fast_accum=fast)  # noqa: SLF001
 
 
 def scale_of(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:

@@ -15,6 +15,7 @@ everybody else, as views. Figures are in bench/trainer/README.md; :mod:`finetune
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch import nn
 from finetune_trainer.fused_bases import Adapters, Base, base_of
 
 NAME = "fused-adapters"
-_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_ATTENTION = ("q_proj", "k_proj", "v_proj")
+_SIBLINGS = (_ATTENTION, ("gate_proj", "up_proj"))
 """Names of layers that read the same input, as the field's models have them."""
 _ALIGNMENT = 8
 """Columns that are added to a weight are a multiple of this: GPUs want rows that begin at 16 bytes."""
@@ -41,9 +43,11 @@ def fuse_adapters(model: Any) -> int:
     if not groups:
         return 0
 
+    places, weights = zip(*(pair for group in groups for pair in group.copies()), strict=True)
+
     def refresh(_model: nn.Module, _inputs: Any) -> None:
-        for group in groups:
-            group.refresh()
+        with torch.no_grad():
+            torch._foreach_copy_(places, weights)
 
     hook = model.get_base_model().base_model.register_forward_pre_hook(refresh)
     model._fused_adapters = (groups, hook)  # noqa: SLF001 - kept with what it belongs to
@@ -107,11 +111,10 @@ class Group:
         base = base_of([layer.base_layer for layer in layers])
         return None if base is None else cls(layers, base, [layer.r[layer.active_adapters[0]] for layer in layers])
 
-    def refresh(self) -> None:
-        """Take over B as it is now: it is trained outside of the products."""
-        with torch.no_grad():
-            for place, layer in zip(self._places, self.layers, strict=True):
-                place.copy_(layer.lora_B[layer.active_adapters[0]].weight)
+    def copies(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Where B of each layer has to be before it is used, and B, which is trained outside of the products."""
+        for place, layer in zip(self._places, self.layers, strict=True):
+            yield place, layer.lora_B[layer.active_adapters[0]].weight
 
     def dissolve(self) -> None:
         """Give the layers back to peft."""
@@ -141,6 +144,8 @@ class Group:
         ups = [layer.lora_B[name].weight for layer, name in parts]
         rows = inputs.reshape(-1, inputs.shape[-1]).to(dtype)
         outputs = self.base.product(rows, Adapters(down, self.up, ups, self.sizes, self.ranks))
+        if len(outputs) == len(_ATTENTION):  # whose kernels want values that are not parts of rows
+            outputs = tuple(output.contiguous() for output in outputs)
         return tuple(output.reshape(*inputs.shape[:-1], output.shape[-1]) for output in outputs)
 
 

@@ -14,7 +14,8 @@ from bitsandbytes.functional import dequantize_blockwise
 from bitsandbytes.nn import Linear4bit
 from torch import nn
 
-from finetune_trainer.fp8 import GRADIENTS, VALUES, Fp8Linear, multiply
+from finetune_trainer import added_products
+from finetune_trainer.fp8 import GRADIENTS, VALUES, Fp8Linear, scaled
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,6 @@ def _operands(adapters: Adapters) -> tuple[Any, ...]:
 
 def _split(output: torch.Tensor, bias: torch.Tensor | None, sizes: list[int]) -> tuple[torch.Tensor, ...]:
     return tuple((output if bias is None else output + bias).split(sizes, dim=-1))
-
-
-def _sum(base: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """``base + one @ other``, which whatever reads it takes in. Inductor would make torch.addmm of a sum, which copies
-    ``base`` first; of a difference it does not."""
-    return base - one @ (-other)
 
 
 def _gradients_of_ups(
@@ -153,12 +148,11 @@ class _WholeProduct(torch.autograd.Function):
         extended, weight, down = ctx.saved_tensors
         (gradient,) = gradients
         width = down.shape[1]
-        both = gradient @ weight  # of the input and of what the adapters read
-        inner = both[:, width:]
+        both = added_products.extended(gradient, weight, down)
         return (
-            _sum(both[:, :width], inner, down),
+            both[:, :width].contiguous(),  # attention's kernels compute wrong gradients from parts of rows
             None,
-            inner.t() @ extended[:, :width],
+            both[:, width:].t() @ extended[:, :width],
             None,
             None,
             *_gradients_of_ups(gradient, extended[:, width:], ctx.sizes, ctx.ranks, ctx.kinds),
@@ -213,7 +207,7 @@ class _Fp8Product(torch.autograd.Function):
         inner = rows @ down.t()
         ctx.save_for_backward(rows, inner, weight, scale, down, up)
         ctx.sizes, ctx.ranks, ctx.kinds = sizes, ranks, [part.dtype for part in ups]
-        return _sum(multiply(rows, VALUES, weight.t(), scale), inner, up.t())
+        return added_products.fp8(*scaled(rows, VALUES), weight.t(), scale, inner, up.t())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -222,7 +216,7 @@ class _Fp8Product(torch.autograd.Function):
         gradient_of_inner = gradient @ up
         columns = weight.t().contiguous().t()  # as the kernel wants its second operand
         return (
-            _sum(multiply(gradient, GRADIENTS, columns, scale), gradient_of_inner, down),
+            added_products.fp8(*scaled(gradient, GRADIENTS), columns, scale, gradient_of_inner, down),
             None,
             None,
             gradient_of_inner.t() @ rows,
@@ -271,7 +265,7 @@ class In4Bits:
     def product(self, rows: torch.Tensor, adapters: Adapters) -> tuple[torch.Tensor, ...]:
         """Of the layers, then of the adapters on top."""
         largest = torch.cat([_largest(state) for state in self._states])
-        how = (self._blocksize, self._type, self._shape, self.dtype)
+        how = (self._blocksize, self._type, self._shape)
         output = _FourBitProduct.apply(rows, self._packed, largest, how, *_operands(adapters))
         return _split(output, self._bias, adapters.sizes)
 
@@ -288,11 +282,6 @@ def _largest(state: Any) -> torch.Tensor:
     return (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()
 
 
-def _dequantize(packed: torch.Tensor, largest: torch.Tensor, how: tuple[int, str, list[int], torch.dtype]) -> Any:
-    blocksize, kind, shape, dtype = how
-    return torch.ops.bitsandbytes.dequantize_4bit(packed, largest, blocksize, kind, shape, dtype)
-
-
 class _FourBitProduct(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 - as autograd has it
@@ -300,7 +289,7 @@ class _FourBitProduct(torch.autograd.Function):
         rows: torch.Tensor,
         packed: torch.Tensor,
         largest: torch.Tensor,
-        how: tuple[int, str, list[int], torch.dtype],
+        how: tuple[int, str, list[int]],
         down: torch.Tensor,
         up: torch.Tensor,
         sizes: list[int],
@@ -310,7 +299,7 @@ class _FourBitProduct(torch.autograd.Function):
         inner = rows @ down.t()
         ctx.save_for_backward(rows, inner, packed, largest, down, up)
         ctx.how, ctx.sizes, ctx.ranks, ctx.kinds = how, sizes, ranks, [part.dtype for part in ups]
-        return _sum(rows @ _dequantize(packed, largest, how).t(), inner, up.t())
+        return added_products.four_bits(rows, packed, largest, *how, inner, up.t(), transposed=True)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -318,7 +307,7 @@ class _FourBitProduct(torch.autograd.Function):
         (gradient,) = gradients
         gradient_of_inner = gradient @ up
         return (
-            _sum(gradient @ _dequantize(packed, largest, ctx.how), gradient_of_inner, down),
+            added_products.four_bits(gradient, packed, largest, *ctx.how, gradient_of_inner, down),
             None,
             None,
             None,

@@ -20,14 +20,10 @@ from finetune_trainer.freezing import find_layers
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.fused_loss import fuse_loss
 
-KEPT = 0.7
-"""Share of the activations' memory that compiled layers keep. The rest, what a norm or SwiGLU makes of what is kept,
-costs next to nothing to make again: a quarter of the memory for less than a hundredth of the speed
-(bench/trainer/README.md)."""
-
-
-KEPT_BY_FUSED = 0.9
-"""The same with fused adapters, which have less to keep: below, attention would be computed again."""
+KEPT = 0.99
+"""Share of the activations' memory that compiled layers may keep. Below all, the compiler makes again whatever costs
+next to nothing, what a norm or SwiGLU makes of what is kept: a quarter of the memory for less than a hundredth of the
+speed. With less it begins to repeat attention, and then products (bench/trainer/README.md)."""
 
 
 def check_kernels(config: TrainerConfig, settings: PretrainedConfig) -> None:
@@ -94,17 +90,16 @@ def fuses_adapters(config: TrainerConfig, device: torch.device) -> bool:
     )
 
 
-def compile_layers(model: Any, *, recomputed: bool = False, kept: float = KEPT, backend: str = "inductor") -> None:
+def compile_layers(model: Any, *, recomputed: bool = False, backend: str = "inductor") -> None:
     """Compile each decoder layer in place: one graph serves them all, and names of weights stay as they are.
 
     Args:
         model: with its adapters.
         recomputed: whether layers are recomputed as a whole (gradient checkpointing). Where not, the compiler keeps
             some of the activations and recomputes the cheapest.
-        kept: share of the activations' memory that is kept.
         backend: of torch.compile.
     """
-    torch._functorch.config.activation_memory_budget = 1.0 if recomputed else kept  # noqa: SLF001
+    torch._functorch.config.activation_memory_budget = 1.0 if recomputed else KEPT  # noqa: SLF001
     # What fused adapters remember from one layer to the next they have forgotten at the end: nothing is to be repeated.
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = recomputed  # noqa: SLF001
     _, layers = find_layers(model)

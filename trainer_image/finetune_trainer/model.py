@@ -24,8 +24,6 @@ from finetune_trainer.fused_adapters import NAME as FUSED_ADAPTERS
 from finetune_trainer.fused_adapters import adapted_layers, fuse_adapters
 from finetune_trainer.heads import head_options, model_class, train_head
 from finetune_trainer.kernels import (
-    KEPT,
-    KEPT_BY_FUSED,
     apply_kernels,
     check_kernels,
     compile_layers,
@@ -123,8 +121,7 @@ def load_model(
     if _fuse(config, model, possible=fused):
         kernels.append(FUSED_ADAPTERS)
     if config.acceleration.compile:
-        kept = KEPT_BY_FUSED if FUSED_ADAPTERS in kernels else KEPT
-        compile_layers(model, recomputed=config.acceleration.gradient_checkpointing, kept=kept)
+        compile_layers(model, recomputed=config.acceleration.gradient_checkpointing)
     return replace(_loaded(config, model, device, attention=attention, kernels=kernels, total=total), start=start)
 
 

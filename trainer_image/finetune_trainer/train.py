@@ -6,7 +6,6 @@ newest complete checkpoint is gone on from, measurements taken before the first 
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,6 +42,7 @@ from finetune_trainer.model import Loaded, choose_device, load_model
 from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.progress import FILE, Poster, ProgressLog
 from finetune_trainer.spread import Spread
+from finetune_trainer.steady import steady
 from finetune_trainer.steps import Steps, count_steps
 from finetune_trainer.tokenizer import load_tokenizer
 from finetune_trainer.world import World
@@ -390,15 +390,12 @@ class _Run:
         if start is not None and self.checkpoints.status_of(start).step >= trainer.args.max_steps:
             trainer.restore(start)
             return
-        # What is there now stays: looking through it for garbage again and again would hold the GPU up.
-        gc.collect()
-        gc.freeze()
         begun = time.monotonic()
         self.interrupted.defer(deferred=True)
         try:
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
+            with steady(self.loaded.model, replaced=self.spread.strategy.shards_weights):
+                trainer.train(resume_from_checkpoint=str(start) if start else None)
         finally:
-            gc.unfreeze()
             self.interrupted.defer(deferred=False)
         if trainer.stopped:
             step = trainer.state.global_step

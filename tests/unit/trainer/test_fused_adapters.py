@@ -13,6 +13,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.fused_adapters import NAME, separate_adapters
 from finetune_trainer.model import load_model
 from safetensors.torch import load_file
+from tiny_model import make_tiny_model
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from trainings import configure, run
@@ -71,11 +72,18 @@ def biased(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose rows are whole blocks of 4-bit weights, so that layers of one input can be one."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "wide", width=64, head_dim=16)
+
+
 BASES: list[Any] = [
     pytest.param("tiny", {}, id="whole"),
     pytest.param("biased", {}, id="with a bias"),
-    pytest.param("tiny", {"quantization": {"bits": 4}}, id="double quantized"),
-    pytest.param("tiny", {"quantization": {"bits": 4, "type": "fp4", "doubleQuantization": False}}, id="fp4"),
+    pytest.param("tiny", {"quantization": {"bits": 4}}, id="double quantized, some"),
+    pytest.param("wide", {"quantization": {"bits": 4}}, id="double quantized"),
+    pytest.param("wide", {"quantization": {"bits": 4, "type": "fp4", "doubleQuantization": False}}, id="fp4"),
 ]
 
 
@@ -90,6 +98,18 @@ def test_losses_and_gradients_are_pefts(
     separate_adapters(fused)
     alike(learn(fused), expected)
     assert all(parameter.is_contiguous() for parameter in fused.parameters())
+
+
+def test_attention_is_given_whole_rows(tmp_path: Path, tiny: Path) -> None:
+    """Its kernels on GPUs compute wrong gradients where values, or the gradient of its output, are parts of rows."""
+    layer = load(tmp_path, tiny, fused=True).get_base_model().model.layers[1].self_attn
+    inputs = torch.randn(2, 5, layer.q_proj.in_features, requires_grad=True)
+    assert all(part(inputs).is_contiguous() for part in (layer.q_proj, layer.k_proj, layer.v_proj))
+    found: list[bool] = []
+    attended = torch.randn(2, 5, layer.o_proj.in_features, requires_grad=True)
+    attended.register_hook(lambda gradient: found.append(gradient.is_contiguous()))
+    layer.o_proj(attended).sum().backward()
+    assert found == [True]
 
 
 @pytest.mark.filterwarnings("default::UserWarning")  # Dynamo warns within itself, where the warning is an error

@@ -19,12 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from finetune_api.failures import ExitCode
-from transformers.utils.chat_template_utils import (
-    _alias_reasoning_fields,
-    _compile_jinja_template,
-    _plain_template_data,
-    _render_with_assistant_indices,
-)
+from transformers.utils.chat_template_utils import _compile_jinja_template, _render_with_assistant_indices
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.messages import Message
@@ -289,10 +284,12 @@ class AutoTemplate:
 
 def _as_given(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
     """Messages and tools as apply_chat_template hands them on."""
-    plain, functions = plain_messages(messages), plain_tools(tools)
-    if functions or any(message.keys() != _TEXT_ALONE for message in plain):
-        return _alias_reasoning_fields(_plain_template_data(plain)), _plain_template_data(functions)
-    return plain, functions
+    return [_thought_by_both_names(message) for message in plain_messages(messages)], plain_tools(tools)
+
+
+def _thought_by_both_names(message: dict[str, Any]) -> dict[str, Any]:
+    thought = message.get("reasoning_content")
+    return message if thought is None else {"thinking": thought, **message}
 
 
 def _texts(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
