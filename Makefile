@@ -41,7 +41,7 @@ test-e2e: setup ## On the embedded node: the chart installed, real pods training
 	@hack/tiers run tests/e2e
 
 .PHONY: test-faults
-test-faults: setup ## Real faults on the embedded node: the operator, the API server and etcd taken away (a quarter of an hour)
+test-faults: setup ## Real faults on the embedded node: the operator, the API server and etcd taken away (half an hour and more)
 	@hack/tiers run tests/faults -o log_cli=true -o log_cli_level=INFO
 
 .PHONY: test-gpu

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("unit", "api", "e2e", "faults", "gpu", "unsloth")
-ON_DEMAND = {"faults": "it takes a quarter of an hour; make test-faults"}
+ON_DEMAND = {"faults": "it takes half an hour and more; make test-faults"}
 """Tiers that run only where they are asked for by name, and why."""
 _NOT_RUN = pytest.StashKey[dict[str, tuple[int, str]]]()
 

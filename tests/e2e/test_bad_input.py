@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from failing_jobs import assert_seen
 from fake_hub import FakeHub
+from finetune_api.failures import EXIT_REASONS
 from finetune_cli.kubectl import Kubectl
 from installed import PROFILE_SPEC
 from kubernetes import client
@@ -19,6 +21,7 @@ from team import Team, condition
 from tiny_jobs import ROWS, tiny_job
 
 HUB_PROFILE = "e2e-hub"
+EXIT_CODES = {reason.value: int(code) for code, reason in EXIT_REASONS.items()}
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,7 @@ def test_is_told_and_never_trains(team: Team, case: Bad, kubectl: Kubectl) -> No
     assert condition(status, "Prepared")["status"] == "False"
     assert not status.get("attempt")
     assert team.train_jobs(case.name) == []
+    code = EXIT_CODES.get(case.reason)
+    assert failure.get("exitCode") == code
+    assert bool(failure.get("logTail")) is (code is not None), "where a pod ran, its log's end"
+    assert_seen(team, case.name, kubectl, advice=case.words[-1])

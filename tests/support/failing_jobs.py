@@ -45,10 +45,17 @@ def assert_told(team: Team, case: Failing, kubectl: Kubectl) -> None:
         assert (failure["rank"], failure["attempt"], status["attempt"]) == (0, 1, 1)
     if case.log is not None:
         assert case.log in failure["logTail"]
-    assert "Failed" in team.events(case.name, until="Failed")
-    described = re.sub(r"\s+", " ", team.kubectl.run("describe", "ftj", case.name))
-    assert f"{case.reason}: {failure['message']}"[:200] in described, "as an event"
-    assert case.words[-1] in described
-    counted = re.search(rf'finetune_failures_total{{reason="{case.reason}"}} (\d+)', metrics(kubectl))
+    assert_seen(team, case.name, kubectl, advice=case.words[-1])
+
+
+def assert_seen(team: Team, job: str, kubectl: Kubectl, *, advice: str) -> None:
+    """An event, ``kubectl describe`` and a metric tell of the failure that the status has, with what to do."""
+    failure = team.read(job)["status"]["failure"]
+    reason = failure["reason"]
+    assert "Failed" in team.events(job, until="Failed")
+    described = re.sub(r"\s+", " ", team.kubectl.run("describe", "ftj", job))
+    assert f"{reason}: {failure['message']}"[:200] in described, "as an event"
+    assert advice in described
+    counted = re.search(rf'finetune_failures_total{{reason="{reason}"}} (\d+)', metrics(kubectl))
     assert counted is not None
     assert int(counted[1]) >= 1

@@ -43,7 +43,7 @@ def _start_etcd(layout: Layout, processes: Processes) -> None:
     )
 
 
-def _start_api_server(layout: Layout, processes: Processes, options: Sequence[str]) -> None:
+def _start_api_server(layout: Layout, processes: Processes, options: Sequence[str] = ()) -> None:
     pki = layout.pki
     processes.start(
         "kube-apiserver",
@@ -121,5 +121,8 @@ def start_controllers(
 
 def restart_part(layout: Layout, processes: Processes, name: str) -> None:
     """Start ``name`` (etcd or kube-apiserver) again after it was stopped, and wait until it is well."""
-    {"etcd": _start_etcd, "kube-apiserver": _start_api_server}[name](layout, processes)
+    if name == "etcd":
+        _start_etcd(layout, processes)
+    else:
+        _start_api_server(layout, processes)
     processes.wait_for(name, lambda: ill(layout, processes, name) is None, seconds=60)
