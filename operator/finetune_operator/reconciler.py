@@ -44,6 +44,9 @@ WRITE_TRIES = 10
 """Tries to write one status while others write to the same object."""
 PUBLISHED_SECONDS = 60.0
 """How long a namespace is taken to hold our certificate authority once it was written there."""
+GATHER_SECONDS = 0.5
+"""How long what is heard of a Job and its pods is gathered: that a pod begins or ends is told in several changes, and
+Kubernetes' own Job controller takes a second for them."""
 _SOON = 0.2
 logger = logging.getLogger(__name__)
 
@@ -142,8 +145,10 @@ class Reconciler:
             while len(self._ended) > ENDED_PODS:
                 self._ended.popitem(last=False)
         news = self._seen.note_child(key, body, deleted=deleted)
-        if not self._watched or (news and known is not None):  # else its FineTuneJob is about to be heard of
+        if not self._watched:
             self.queue.add(key)
+        elif news and known is not None:  # else its FineTuneJob is about to be heard of
+            self.queue.add_after(key, GATHER_SECONDS)
 
     def forget(self, key: Key) -> None:
         """The job is gone."""
