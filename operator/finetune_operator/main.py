@@ -51,8 +51,8 @@ def main() -> None:
 
 
 def _spare_collections() -> None:
-    """Of cyclic garbage, of which there is little: else each page of objects that is read starts several, and a third of
-    the time of a start with thousands of jobs goes into looking at modules and what is kept for good."""
+    """Of cyclic garbage, of which there is little: else each page of objects that is read starts several, and a third
+    of the time of a start with thousands of jobs goes into looking at modules and what is kept for good."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 10)
 
