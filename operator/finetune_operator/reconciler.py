@@ -33,6 +33,7 @@ from finetune_operator.core.trust import may_rest_on_watches
 from finetune_operator.core.waiting import wants_events
 from finetune_operator.metrics import Metrics
 from finetune_operator.seen import Seen, trimmed, version_of
+from finetune_operator.troubles import Troubles
 from finetune_operator.work_queue import WorkQueue
 
 Body = dict[str, Any]
@@ -76,6 +77,7 @@ class Reconciler:
         anew each time."""
         self.cluster, self.settings = cluster, settings
         self._watched, self._seen = watched, Seen()
+        self._troubles = Troubles(cluster)
         self._doubted: set[Key] = set()
         self.queue: WorkQueue[Key] = WorkQueue()
         self.known: dict[Key, Known] = {}
@@ -301,7 +303,7 @@ class Reconciler:
         return Observed(
             jobs=jobs,
             pods=pods,
-            events=await self.cluster.events_of(key[0], uids) if uids else (),
+            events=await self._troubles.of(key[0], uids) if uids else (),
             profile=profile,
             chat_template=await self.cluster.chat_template(key[0], template) if template else None,
             progress=self._progress.get(key) if self._progress_due_in(key) <= 0 else None,

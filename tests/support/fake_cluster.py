@@ -78,8 +78,9 @@ class FakeCluster:
     async def pods(self, _namespace: str, _name: str) -> list[Body]:
         return copy.deepcopy(list(self.pod_bodies.values()))
 
-    async def events_of(self, _namespace: str, uids: list[str]) -> list[Body]:
-        return [event for event in self.events if event["involvedObject"]["uid"] in uids]
+    async def warnings(self, _namespace: str) -> AsyncIterator[Body]:
+        for event in self.events:
+            yield event
 
     async def workloads(self, _namespace: str, job_uids: list[str]) -> list[Body] | None:
         if self.kueue is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -63,13 +62,11 @@ class Cluster:
         """One pod. (get)"""
         return await self._get(path_of("api/v1", "pods", namespace, name))
 
-    async def events_of(self, namespace: str, uids: list[str]) -> list[Body]:
-        """Events of the objects of these uids. (list)"""
-        path = path_of("api/v1", "events", namespace)
-        found = await asyncio.gather(
-            *(self.api.list_all(path, {"fieldSelector": f"involvedObject.uid={uid}"}) for uid in uids)
-        )
-        return [event for events in found for event in events]
+    async def warnings(self, namespace: str) -> AsyncIterator[Body]:
+        """The namespace's events that warn, never more than a page of them in memory. (list)"""
+        async for page in self.api.pages(path_of("api/v1", "events", namespace), {"fieldSelector": "type=Warning"}):
+            for event in page:
+                yield event
 
     async def workloads(self, namespace: str, job_uids: list[str]) -> list[Body] | None:
         """Kueue's Workloads of these Jobs; none where there is no Kueue, None where we may not read them. (list)"""
