@@ -13,6 +13,7 @@ from typing import Any
 import kopf
 from finetune_api.base import GROUP, VERSION
 
+from finetune_operator.cluster.client import PAGE
 from finetune_operator.core import names
 from finetune_operator.reconciler import Reconciler
 
@@ -20,8 +21,6 @@ WATCHED = (GROUP, VERSION, "finetunejobs"), ("batch", "v1", "jobs"), ("", "v1", 
 """Kinds that are watched."""
 WATCHER = "watcher for "
 """How kopf names the task of a watch, the kind follows."""
-PAGE = 100
-"""Objects that are listed at a time: to parse more holds up all else, the Lease too."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 

@@ -173,17 +173,33 @@ class Reconciler:
         self.queue.add_after(key, self._progress_due_in(key))
 
     async def resync(self) -> None:
-        """Look at every job, in case a watch missed something."""
-        missing = set(self.known)
+        """Look at every job, in case a watch missed something; at what it did miss anew."""
+        doubted, living, missing = set(), set(), set(self.known)
         async for body in self.cluster.finetunejobs():
             key = (body["metadata"]["namespace"], body["metadata"]["name"])
             missing.discard(key)
-            if self._note(key, body) or self.known[key].phase not in FINAL:
-                self._doubted.add(key)
-                self.queue.add(key)
-        for key in missing:
-            self._doubted.add(key)
+            if self._note(key, body):
+                doubted.add(key)
+            if self.known[key].phase not in FINAL:
+                living.add(key)
+        if self._watched and living:
+            doubted |= await self._unheard(living)
+        self._doubted |= doubted | missing
+        for key in doubted | living | missing:
             self.queue.add(key)
+
+    async def _unheard(self, keys: set[Key]) -> set[Key]:
+        """Those whose Jobs or pods are not as the watches told. To list all of them costs less than those of each job:
+        the API server goes through all in either case."""
+        gone = {key: self._seen.uids(key) for key in keys}
+        other = set()
+        async for child in self.cluster.all_children():
+            key = names.job_of(child)
+            if key in gone:
+                gone[key].discard(child["metadata"]["uid"])
+                if self._seen.note_child(key, child):
+                    other.add(key)
+        return other | {key for key, uids in gone.items() if uids}
 
     # -- what is done ------------------------------------------------------------------------------------------
 

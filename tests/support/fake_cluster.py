@@ -66,6 +66,11 @@ class FakeCluster:
         if self.body:
             yield copy.deepcopy(self.body)
 
+    async def all_children(self) -> AsyncIterator[Body]:
+        for kind, bodies in (("Job", self.children), ("Pod", self.pod_bodies)):
+            for body in list(bodies.values()):
+                yield {"kind": kind, **copy.deepcopy(body)}
+
     async def profile(self, name: str) -> Body | None:
         return self.profiles.get(name)
 

@@ -42,6 +42,15 @@ class Cluster:
                 for item in page:
                     yield item
 
+    async def all_children(self) -> AsyncIterator[Body]:
+        """All Jobs, and then all pods, that carry a FineTuneJob's label, page by page. (list)"""
+        for kind, group, plural in (("Job", "apis/batch/v1", "jobs"), ("Pod", "api/v1", "pods")):
+            for scope in self.namespaces or (None,):
+                query = {"labelSelector": names.JOB_LABEL}
+                async for page in self.api.pages(path_of(group, plural, scope), query):
+                    for item in page:
+                        yield {"kind": kind, **item}
+
     async def profile(self, name: str) -> Body | None:
         """A TrainingProfile. (get)"""
         return await self._get(path_of(OURS, "trainingprofiles", None, name))

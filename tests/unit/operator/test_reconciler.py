@@ -132,6 +132,45 @@ async def test_a_resync_looks_at_what_is_not_finished_and_at_what_is_news() -> N
     assert due(reconciler) == {KEY}, "known, and on the server no more"
 
 
+@pytest.mark.parametrize(
+    ("missed", "reads"),
+    [(None, 0), ("a pod began", 1), ("a pod changed", 1), ("a Job is gone", 1), ("the job changed", 1)],
+)
+async def test_a_resync_reads_anew_what_the_watches_did_not_tell(missed: str | None, reads: int) -> None:
+    cluster, first, world = pair(job_body())
+    await until_running(first, world)
+    assert cluster.body is not None
+    heard = Reconciler(cluster, SETTINGS, authority=lambda: None, clock=world.clock, watched=True)  # type: ignore[arg-type]
+    heard.saw_job(cluster.body)
+    async for child in cluster.all_children():
+        heard.saw_child(child)
+    job = cluster.children["tune-train-1"]
+    pod = next(iter(cluster.pod_bodies.values()))
+    if missed == "a pod began":
+        cluster.pod_bodies["other"] = {**pod, "metadata": {**pod["metadata"], "name": "other", "uid": "other"}}
+    elif missed == "a pod changed":
+        cluster.pod_bodies[pod["metadata"]["name"]]["status"]["reason"] = "Evicted"
+    elif missed == "a Job is gone":
+        del cluster.children[job["metadata"]["name"]]
+    elif missed == "the job changed":
+        cluster.body["status"]["phase"] = "Queued"
+        cluster.body["metadata"]["resourceVersion"] += "0"
+    read = 0
+    whole = cluster.jobs
+
+    async def counted(namespace: str, name: str) -> list[Body]:
+        nonlocal read
+        read += 1
+        return await whole(namespace, name)
+
+    cluster.jobs = counted  # type: ignore[method-assign]
+    heard.queue._waiting.clear()
+    await heard.resync()
+    assert due(heard) == {KEY}
+    await heard.reconcile(KEY)
+    assert read == reads
+
+
 async def test_the_last_word_of_a_pod_that_was_removed_is_remembered() -> None:
     cluster, reconciler, world = pair(job_body())
     await until_running(reconciler, world)
