@@ -68,6 +68,8 @@ async def running_operator(
         "FINETUNE_NAMESPACE": SYSTEM,
         "FINETUNE_TLS_SECRET": f"{ACCOUNT}-tls",
         "FINETUNE_LEASE": ACCOUNT,
+        # Where all of a control plane shares two cores with others, an answer may take longer than a Lease is patient.
+        "FINETUNE_LEASE_SECONDS": "60",
         "FINETUNE_TRAINER_IMAGE": "registry/trainer:1",
         "FINETUNE_PROGRESS_URL": f"https://localhost:{progress_port}",
         "FINETUNE_PROGRESS_PORT": str(progress_port),

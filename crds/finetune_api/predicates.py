@@ -12,6 +12,13 @@ from typing import Any, Protocol
 
 Data = dict[str, Any]
 Scalar = str | int | float | bool
+Given = Callable[[str], bool]
+"""Whether the field at a path is there wherever its parent is: the API server demands it or fills it in."""
+
+
+def nothing(_path: str) -> bool:
+    """Of no field is it known that it is there."""
+    return False
 
 
 class Condition(Protocol):
@@ -21,8 +28,9 @@ class Condition(Protocol):
         """Whether it holds of ``data``."""
         ...
 
-    def cel(self) -> str:
-        """The same as a CEL expression over ``self``."""
+    def cel(self, given: Given = nothing) -> str:
+        """The same as a CEL expression over ``self``, which does not ask for fields that are ``given``: each look at a
+        field costs the API server some time, at every write."""
         ...
 
 
@@ -36,9 +44,14 @@ def lookup(data: Data, path: str) -> Any:
     return node
 
 
-def _presence(path: str) -> str:
+def _presence(path: str, given: Given) -> list[str]:
     parts = path.split(".")
-    return " && ".join(f"has(self.{'.'.join(parts[: i + 1])})" for i in range(len(parts)))
+    ways = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return [f"has(self.{way})" for way in ways if not given(way)]
+
+
+def _and(parts: list[str]) -> str:
+    return f"({' && '.join(parts)})" if parts else "true"
 
 
 def _literal(value: Scalar) -> str:
@@ -58,8 +71,8 @@ class Present:
     def holds(self, data: Data) -> bool:
         return lookup(data, self.path) is not None
 
-    def cel(self) -> str:
-        return f"({_presence(self.path)})"
+    def cel(self, given: Given = nothing) -> str:
+        return _and(_presence(self.path, given))
 
 
 @dataclass(frozen=True)
@@ -72,9 +85,9 @@ class OneOf:
     def holds(self, data: Data) -> bool:
         return lookup(data, self.path) in self.values
 
-    def cel(self) -> str:
+    def cel(self, given: Given = nothing) -> str:
         listed = ", ".join(_literal(v) for v in self.values)
-        return f"({_presence(self.path)} && self.{self.path} in [{listed}])"
+        return _and([*_presence(self.path, given), f"self.{self.path} in [{listed}]"])
 
 
 @dataclass(frozen=True)
@@ -88,8 +101,8 @@ class MoreThan:
         value = lookup(data, self.path)
         return value is not None and value > self.bound
 
-    def cel(self) -> str:
-        return f"({_presence(self.path)} && self.{self.path} > {_literal(self.bound)})"
+    def cel(self, given: Given = nothing) -> str:
+        return _and([*_presence(self.path, given), f"self.{self.path} > {_literal(self.bound)}"])
 
 
 @dataclass(frozen=True)
@@ -101,8 +114,8 @@ class NonEmpty:
     def holds(self, data: Data) -> bool:
         return bool(lookup(data, self.path))
 
-    def cel(self) -> str:
-        return f"({_presence(self.path)} && size(self.{self.path}) > 0)"
+    def cel(self, given: Given = nothing) -> str:
+        return _and([*_presence(self.path, given), f"size(self.{self.path}) > 0"])
 
 
 @dataclass(frozen=True)
@@ -115,9 +128,9 @@ class StartsWith:
     def holds(self, data: Data) -> bool:
         return str(lookup(data, self.path) or "").startswith(self.prefixes)
 
-    def cel(self) -> str:
+    def cel(self, given: Given = nothing) -> str:
         any_of = " || ".join(f"self.{self.path}.startsWith({_literal(p)})" for p in self.prefixes)
-        return f"({_presence(self.path)} && ({any_of}))"
+        return _and([*_presence(self.path, given), f"({any_of})"])
 
 
 @dataclass(frozen=True)
@@ -129,8 +142,8 @@ class All:
     def holds(self, data: Data) -> bool:
         return all(part.holds(data) for part in self.parts)
 
-    def cel(self) -> str:
-        return "(" + " && ".join(part.cel() for part in self.parts) + ")"
+    def cel(self, given: Given = nothing) -> str:
+        return "(" + " && ".join(part.cel(given) for part in self.parts) + ")"
 
 
 @dataclass(frozen=True)
@@ -142,8 +155,8 @@ class AnyOf:
     def holds(self, data: Data) -> bool:
         return any(part.holds(data) for part in self.parts)
 
-    def cel(self) -> str:
-        return "(" + " || ".join(part.cel() for part in self.parts) + ")"
+    def cel(self, given: Given = nothing) -> str:
+        return "(" + " || ".join(part.cel(given) for part in self.parts) + ")"
 
 
 @dataclass(frozen=True)
@@ -155,8 +168,8 @@ class Not:
     def holds(self, data: Data) -> bool:
         return not self.part.holds(data)
 
-    def cel(self) -> str:
-        return f"!{self.part.cel()}"
+    def cel(self, given: Given = nothing) -> str:
+        return f"!{self.part.cel(given)}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +182,7 @@ class Custom:
     def holds(self, data: Data) -> bool:
         return self.python(data)
 
-    def cel(self) -> str:
+    def cel(self, given: Given = nothing) -> str:  # noqa: ARG002 - it says what it asks for
         return f"({self.expression})"
 
 

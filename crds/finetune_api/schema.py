@@ -7,6 +7,7 @@ Whatever this converter does not know it refuses, so that nothing is lost on the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from finetune_api.base import GROUP, VERSION, ApiModel
@@ -260,12 +261,13 @@ def _node_at(spec: Schema, path: str) -> Schema:
 
 def _add_rules(spec: Schema) -> None:
     for rule in RULES:
-        _node_at(spec, rule.scope).setdefault("x-kubernetes-validations", []).append(_validation(rule))
+        node = _node_at(spec, rule.scope)
+        node.setdefault("x-kubernetes-validations", []).append(_validation(rule, node))
     for path in IMMUTABLE_FIELDS:
         parent, _, name = path.rpartition(".")
         node = _node_at(spec, parent)
         same = f"self.{name} == oldSelf.{name}"
-        if name not in node.get("required", []) and "default" not in node["properties"][name]:
+        if not _is_given(node, name):
             same = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {same})"
         node.setdefault("x-kubernetes-validations", []).append(
             {
@@ -289,9 +291,16 @@ def _add_slot_rules(node: Schema, place: str) -> None:
     ]
 
 
-def _validation(rule: Rule) -> Schema:
+def _is_given(node: Schema, path: str) -> bool:
+    """Whether the field at ``path`` from ``node`` is there wherever its parent is."""
+    parent, _, name = path.rpartition(".")
+    node = _node_at(node, parent)
+    return name in node.get("required", []) or "default" in node["properties"][name]
+
+
+def _validation(rule: Rule, node: Schema) -> Schema:
     return {
-        "rule": f"!{rule.when.cel()}",
+        "rule": f"!{rule.when.cel(partial(_is_given, node))}",
         "message": f"spec.{rule.path}: {rule.message}",
         "fieldPath": f".{rule.field}",
         "reason": "FieldValueInvalid" if rule.kind == "invalid" else "FieldValueForbidden",

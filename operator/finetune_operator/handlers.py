@@ -13,6 +13,7 @@ from typing import Any
 import kopf
 from finetune_api.base import GROUP, VERSION
 
+from finetune_operator.cluster.client import PAGE
 from finetune_operator.core import names
 from finetune_operator.reconciler import Reconciler
 
@@ -55,7 +56,7 @@ def make_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 30
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = PAGE
     settings.watching.label_selectors["batch", "v1", "jobs"] = names.JOB_LABEL
     settings.watching.label_selectors["", "v1", "pods"] = names.JOB_LABEL
     settings.networking.request_timeout = 30
@@ -63,8 +64,10 @@ def make_settings() -> kopf.OperatorSettings:
     # kopf compares each object with its last state, deep copies and all, though no handler asks what has changed.
     settings.persistence.progress_storage = _NoProgress()
     settings.persistence.diffbase_storage = _NoStates()
-    # Else each object's queue and task stay for five seconds after its last event.
-    settings.queueing.idle_timeout = 0.5
+    # Else each object's queue and task stay for five seconds after its last event, and a start with thousands of
+    # objects makes so many tasks that the Lease waits in turn with all of them.
+    settings.queueing.idle_timeout = 0.02
+    settings.queueing.worker_limit = 16
     settings.persistence.finalizer = f"{names.DOMAIN}/finalizer"
     return settings
 

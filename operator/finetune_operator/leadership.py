@@ -130,7 +130,7 @@ class Leadership:
         error: Exception | None = None
         while (left := end - _now()) > 0:
             try:
-                async with asyncio.timeout(min(left, self._deadline / 3)):  # one connection that hangs is not all
+                async with asyncio.timeout(min(left, self._deadline / 2)):  # one connection that hangs is not all
                     while not await self._write():
                         await self._look_again()
                     return

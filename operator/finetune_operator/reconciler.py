@@ -33,6 +33,7 @@ from finetune_operator.core.trust import may_rest_on_watches
 from finetune_operator.core.waiting import wants_events
 from finetune_operator.metrics import Metrics
 from finetune_operator.seen import Seen, trimmed, version_of
+from finetune_operator.troubles import Troubles
 from finetune_operator.work_queue import WorkQueue
 
 Body = dict[str, Any]
@@ -44,6 +45,9 @@ WRITE_TRIES = 10
 """Tries to write one status while others write to the same object."""
 PUBLISHED_SECONDS = 60.0
 """How long a namespace is taken to hold our certificate authority once it was written there."""
+GATHER_SECONDS = 0.5
+"""How long what is heard of a Job and its pods is gathered: that a pod begins or ends is told in several changes, and
+Kubernetes' own Job controller takes a second for them."""
 _SOON = 0.2
 logger = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class Reconciler:
         anew each time."""
         self.cluster, self.settings = cluster, settings
         self._watched, self._seen = watched, Seen()
+        self._troubles = Troubles(cluster)
         self._doubted: set[Key] = set()
         self.queue: WorkQueue[Key] = WorkQueue()
         self.known: dict[Key, Known] = {}
@@ -142,8 +147,10 @@ class Reconciler:
             while len(self._ended) > ENDED_PODS:
                 self._ended.popitem(last=False)
         news = self._seen.note_child(key, body, deleted=deleted)
-        if not self._watched or (news and known is not None):  # else its FineTuneJob is about to be heard of
+        if not self._watched:
             self.queue.add(key)
+        elif news and known is not None:  # else its FineTuneJob is about to be heard of
+            self.queue.add_after(key, GATHER_SECONDS)
 
     def forget(self, key: Key) -> None:
         """The job is gone."""
@@ -166,17 +173,33 @@ class Reconciler:
         self.queue.add_after(key, self._progress_due_in(key))
 
     async def resync(self) -> None:
-        """Look at every job, in case a watch missed something."""
-        missing = set(self.known)
+        """Look at every job, in case a watch missed something; at what it did miss anew."""
+        doubted, living, missing = set(), set(), set(self.known)
         async for body in self.cluster.finetunejobs():
             key = (body["metadata"]["namespace"], body["metadata"]["name"])
             missing.discard(key)
-            if self._note(key, body) or self.known[key].phase not in FINAL:
-                self._doubted.add(key)
-                self.queue.add(key)
-        for key in missing:
-            self._doubted.add(key)
+            if self._note(key, body):
+                doubted.add(key)
+            if self.known[key].phase not in FINAL:
+                living.add(key)
+        if self._watched and living:
+            doubted |= await self._unheard(living)
+        self._doubted |= doubted | missing
+        for key in doubted | living | missing:
             self.queue.add(key)
+
+    async def _unheard(self, keys: set[Key]) -> set[Key]:
+        """Those whose Jobs or pods are not as the watches told. To list all of them costs less than those of each job:
+        the API server goes through all in either case."""
+        gone = {key: self._seen.uids(key) for key in keys}
+        other = set()
+        async for child in self.cluster.all_children():
+            key = names.job_of(child)
+            if key in gone:
+                gone[key].discard(child["metadata"]["uid"])
+                if self._seen.note_child(key, child):
+                    other.add(key)
+        return other | {key for key, uids in gone.items() if uids}
 
     # -- what is done ------------------------------------------------------------------------------------------
 
@@ -296,7 +319,7 @@ class Reconciler:
         return Observed(
             jobs=jobs,
             pods=pods,
-            events=await self.cluster.events_of(key[0], uids) if uids else (),
+            events=await self._troubles.of(key[0], uids) if uids else (),
             profile=profile,
             chat_template=await self.cluster.chat_template(key[0], template) if template else None,
             progress=self._progress.get(key) if self._progress_due_in(key) <= 0 else None,

@@ -58,6 +58,10 @@ class Seen:
         kept = self._jobs.get(key)
         return json.loads(kept[1]) if kept else None
 
+    def uids(self, key: Key) -> set[str]:
+        """Of its Jobs and its pods."""
+        return set(self._children.get(key, ()))
+
     def children(self, key: Key) -> tuple[list[Body], list[Body]]:
         """Its Jobs and its pods."""
         found = [json.loads(packed) for _, packed in self._children.get(key, {}).values()]

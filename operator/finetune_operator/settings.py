@@ -36,7 +36,7 @@ class Settings:
     tls_secret: str = "finetune-operator-tls"  # noqa: S105 - a Secret's name
     lease: str = "finetune-operator"
     """Name of the Lease that says which replica acts, in the operator's own namespace."""
-    lease_seconds: int = 10
+    lease_seconds: int = 15
     """How long the replica that acts may be away before another one does."""
     identity: str = "finetune-operator"
     """Of this process among the replicas."""
@@ -110,7 +110,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         metrics_port=reader.whole("FINETUNE_METRICS_PORT", 8080, at_least=1, at_most=65535),
         tls_secret=reader.text("FINETUNE_TLS_SECRET", "finetune-operator-tls"),
         lease=reader.text("FINETUNE_LEASE", "finetune-operator"),
-        lease_seconds=reader.whole("FINETUNE_LEASE_SECONDS", 10, at_least=3, at_most=3600),
+        lease_seconds=reader.whole("FINETUNE_LEASE_SECONDS", 15, at_least=3, at_most=3600),
         # Without a pod's name, which no two processes have at a time, one of this process alone.
         identity=reader.text("FINETUNE_POD_NAME", f"{socket.gethostname()}_{uuid.uuid4().hex[:12]}"),
         pod_ip=reader.text("FINETUNE_POD_IP", ""),

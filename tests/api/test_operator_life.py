@@ -199,7 +199,8 @@ class Player:
         )
 
     async def told(self) -> list[str]:
-        events = await self.cluster.events_of("default", [(await self.read())["metadata"]["uid"]])
+        selector = f"involvedObject.uid={(await self.read())['metadata']['uid']}"
+        events = await self.cluster.api.list_all(path_of("api/v1", "events", "default"), {"fieldSelector": selector})
         return sorted(event["reason"] for event in events)
 
     async def prepared(self) -> None:

@@ -66,6 +66,11 @@ class FakeCluster:
         if self.body:
             yield copy.deepcopy(self.body)
 
+    async def all_children(self) -> AsyncIterator[Body]:
+        for kind, bodies in (("Job", self.children), ("Pod", self.pod_bodies)):
+            for body in list(bodies.values()):
+                yield {"kind": kind, **copy.deepcopy(body)}
+
     async def profile(self, name: str) -> Body | None:
         return self.profiles.get(name)
 
@@ -78,8 +83,9 @@ class FakeCluster:
     async def pods(self, _namespace: str, _name: str) -> list[Body]:
         return copy.deepcopy(list(self.pod_bodies.values()))
 
-    async def events_of(self, _namespace: str, uids: list[str]) -> list[Body]:
-        return [event for event in self.events if event["involvedObject"]["uid"] in uids]
+    async def warnings(self, _namespace: str) -> AsyncIterator[Body]:
+        for event in self.events:
+            yield event
 
     async def workloads(self, _namespace: str, job_uids: list[str]) -> list[Body] | None:
         if self.kueue is None:

@@ -27,7 +27,8 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 REQUEST_SECONDS = 20.0
-PAGE = 500
+PAGE = 100
+"""Objects that are listed at a time: to parse more holds up all else, the Lease too."""
 logger = logging.getLogger(__name__)
 _config: Any = config
 """The library's loaders carry no types."""

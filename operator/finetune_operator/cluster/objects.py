@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -43,6 +42,15 @@ class Cluster:
                 for item in page:
                     yield item
 
+    async def all_children(self) -> AsyncIterator[Body]:
+        """All Jobs, and then all pods, that carry a FineTuneJob's label, page by page. (list)"""
+        for kind, group, plural in (("Job", "apis/batch/v1", "jobs"), ("Pod", "api/v1", "pods")):
+            for scope in self.namespaces or (None,):
+                query = {"labelSelector": names.JOB_LABEL}
+                async for page in self.api.pages(path_of(group, plural, scope), query):
+                    for item in page:
+                        yield {"kind": kind, **item}
+
     async def profile(self, name: str) -> Body | None:
         """A TrainingProfile. (get)"""
         return await self._get(path_of(OURS, "trainingprofiles", None, name))
@@ -63,13 +71,11 @@ class Cluster:
         """One pod. (get)"""
         return await self._get(path_of("api/v1", "pods", namespace, name))
 
-    async def events_of(self, namespace: str, uids: list[str]) -> list[Body]:
-        """Events of the objects of these uids. (list)"""
-        path = path_of("api/v1", "events", namespace)
-        found = await asyncio.gather(
-            *(self.api.list_all(path, {"fieldSelector": f"involvedObject.uid={uid}"}) for uid in uids)
-        )
-        return [event for events in found for event in events]
+    async def warnings(self, namespace: str) -> AsyncIterator[Body]:
+        """The namespace's events that warn, never more than a page of them in memory. (list)"""
+        async for page in self.api.pages(path_of("api/v1", "events", namespace), {"fieldSelector": "type=Warning"}):
+            for event in page:
+                yield event
 
     async def workloads(self, namespace: str, job_uids: list[str]) -> list[Body] | None:
         """Kueue's Workloads of these Jobs; none where there is no Kueue, None where we may not read them. (list)"""

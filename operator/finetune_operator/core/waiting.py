@@ -23,6 +23,9 @@ Body = dict[str, Any]
 R = FailureReason
 EVENTS_AFTER = 10.0
 """Seconds a pod may take before its events are read: most start sooner."""
+_REFUSED, _NOT_MOUNTED = ("FailedCreate",), ("FailedMount", "FailedAttachVolume")
+TELLING = frozenset({*_REFUSED, *_NOT_MOUNTED})
+"""Reasons of events that are read."""
 _MISSING_SECRET = re.compile(r'secret "([^"]+)" not found', re.IGNORECASE)
 _MISSING_SECRET_KEY = re.compile(r"couldn't find key (\S+) in Secret \S+/(\S+)")
 _MISSING_CONFIG_MAP = re.compile(r'configmap "([^"]+)" not found', re.IGNORECASE)
@@ -73,7 +76,7 @@ def find_trouble(
             if trouble is not None:
                 return trouble
     if not any(_pending(pod) for pod in pods):
-        for event in _events_of(events, job, "FailedCreate"):
+        for event in _events_of(events, job, *_REFUSED):
             message = f"The cluster refuses the pod: {event.get('message', '')}"
             return Trouble(R.UNSCHEDULABLE, message, _deadline(_since(job), settings.unschedulable_timeout))
     return None
@@ -100,7 +103,7 @@ def _of_pod(plan: Plan, pod: Body, events: Sequence[Body], settings: CoreSetting
         return Trouble(R.IMAGE_PULL_FAILED, _image_message(pod, said), _deadline(since, settings.image_pull_grace))
     if reason in ("CreateContainerConfigError", "CreateContainerError"):
         return _unconfigured(plan, said, _deadline(since, settings.start_grace))
-    for event in _events_of(events, pod, "FailedMount", "FailedAttachVolume"):
+    for event in _events_of(events, pod, *_NOT_MOUNTED):
         said = event.get("message", "")
         if _MISSING_CONFIG_MAP.search(said) or _MISSING_KEY.search(said) or _MISSING_SECRET.search(said):
             return _unconfigured(plan, said, _deadline(since, settings.start_grace))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,24 @@ def test_every_field_is_documented_and_spec_is_bounded(kind: Any) -> None:
             assert "maxLength" in node, f"{path} is not bounded"
         if node.get("type") == "array":
             assert "maxItems" in node, f"{path} is not bounded"
+
+
+def test_rules_ask_only_for_fields_that_may_be_missing() -> None:
+    """Each look at a field costs the API server some time, at every write of a status too."""
+    spec = custom_resource_definition(KINDS[0])["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"][
+        "spec"
+    ]
+    every = dict(nodes(spec))
+    asked = {
+        path
+        for rule in spec["x-kubernetes-validations"]
+        for path in re.findall(r"has\(self((?:\.\w+)+)\)", rule["rule"])
+    }
+    assert {".quantization", ".method.lora"} <= asked
+    for path in asked:
+        parent, _, name = path.rpartition(".")
+        assert name not in every[parent].get("required", []), path
+        assert "default" not in every[path], path
 
 
 def test_the_checked_in_files_are_what_the_models_say() -> None:

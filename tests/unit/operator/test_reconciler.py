@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from finetune_api.reports import ProgressReport
 from finetune_api.status import Progress
 from finetune_operator.cluster.errors import ApiError
 from finetune_operator.core.settings import CoreSettings
-from finetune_operator.reconciler import _SOON, Reconciler
+from finetune_operator.reconciler import _SOON, GATHER_SECONDS, Reconciler
 from operator_bodies import SETTINGS, batch_job, job_body, pod_of, report, terminated
+from virtual_time import run_virtually
 
 Body = dict[str, Any]
 KEY = ("team", "tune")
@@ -57,6 +59,28 @@ async def test_a_child_wakes_its_job_also_where_the_name_does_not_fit_a_label() 
     reconciler.saw_child(batch_job(name="a" * 200))
     reconciler.saw_child({"kind": "Pod", "metadata": {"name": "somebody's", "namespace": "team"}})
     assert due(reconciler) == {("team", "a" * 200)}
+
+
+def test_what_the_watches_tell_of_its_pods_in_a_row_is_one_look_at_the_job() -> None:
+    reconciler = Reconciler(FakeCluster(None), SETTINGS, authority=lambda: None, watched=True)  # type: ignore[arg-type]
+
+    async def looks() -> list[float]:
+        at: list[float] = []
+
+        async def look(_: object) -> None:
+            at.append(asyncio.get_running_loop().time())
+
+        worker = asyncio.create_task(reconciler.queue.run(look, 1))
+        reconciler.saw_job(job_body())
+        await asyncio.sleep(10)
+        for heard in ({"kind": "Job", **batch_job()}, pod_of(batch_job(), state=terminated(0))):
+            reconciler.saw_child(heard)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(10)
+        worker.cancel()
+        return at
+
+    assert run_virtually(looks()) == [0, 10 + GATHER_SECONDS]
 
 
 async def test_a_job_that_is_gone_is_forgotten() -> None:
@@ -106,6 +130,45 @@ async def test_a_resync_looks_at_what_is_not_finished_and_at_what_is_news() -> N
     cluster.body = None
     await reconciler.resync()
     assert due(reconciler) == {KEY}, "known, and on the server no more"
+
+
+@pytest.mark.parametrize(
+    ("missed", "reads"),
+    [(None, 0), ("a pod began", 1), ("a pod changed", 1), ("a Job is gone", 1), ("the job changed", 1)],
+)
+async def test_a_resync_reads_anew_what_the_watches_did_not_tell(missed: str | None, reads: int) -> None:
+    cluster, first, world = pair(job_body())
+    await until_running(first, world)
+    assert cluster.body is not None
+    heard = Reconciler(cluster, SETTINGS, authority=lambda: None, clock=world.clock, watched=True)  # type: ignore[arg-type]
+    heard.saw_job(cluster.body)
+    async for child in cluster.all_children():
+        heard.saw_child(child)
+    job = cluster.children["tune-train-1"]
+    pod = next(iter(cluster.pod_bodies.values()))
+    if missed == "a pod began":
+        cluster.pod_bodies["other"] = {**pod, "metadata": {**pod["metadata"], "name": "other", "uid": "other"}}
+    elif missed == "a pod changed":
+        cluster.pod_bodies[pod["metadata"]["name"]]["status"]["reason"] = "Evicted"
+    elif missed == "a Job is gone":
+        del cluster.children[job["metadata"]["name"]]
+    elif missed == "the job changed":
+        cluster.body["status"]["phase"] = "Queued"
+        cluster.body["metadata"]["resourceVersion"] += "0"
+    read = 0
+    whole = cluster.jobs
+
+    async def counted(namespace: str, name: str) -> list[Body]:
+        nonlocal read
+        read += 1
+        return await whole(namespace, name)
+
+    cluster.jobs = counted  # type: ignore[method-assign]
+    heard.queue._waiting.clear()
+    await heard.resync()
+    assert due(heard) == {KEY}
+    await heard.reconcile(KEY)
+    assert read == reads
 
 
 async def test_the_last_word_of_a_pod_that_was_removed_is_remembered() -> None:
