@@ -96,7 +96,7 @@ class ConversationEncoder:
         whole, *parts = self._render(messages, tools)
         truncated = len(whole.ids) > self._max_length
         if truncated:
-            whole, parts = self._cut(messages, tools, int(whole.turns[self._max_length]))
+            whole, parts = self._cut(messages, tools, whole.turn_at(self._max_length))
         if self._spec.train_on_prompt and whole.trained.any():
             whole.trained[: np.flatnonzero(whole.trained)[-1]] = True
             whole.trained[whole.of_media] = False
@@ -163,18 +163,26 @@ class ConversationEncoder:
             tokens = self._text.encode([Span(segment.text, segment.literal) for segment in segments])
         except SpecialTokenInTextError as error:
             raise DroppedError(SPECIAL_TEXT) from error
-        trained = np.array([segment.trained for segment in segments], dtype=bool)[tokens.spans]
-        turns = np.array([segment.turn for segment in segments], dtype=np.int64)[tokens.spans]
-        of_media = np.array([segment.medium for segment in segments], dtype=bool)[tokens.spans]
-        return _Rendered(tokens.ids, trained, turns, of_media, media)
+        trained = np.repeat(np.array([segment.trained for segment in segments], dtype=bool), tokens.counts)
+        return _Rendered(tokens.ids, trained, segments, tokens.counts, media)
 
 
 @dataclass(frozen=True)
 class _Rendered:
-    """Ids, whether each is trained, the number of its turn, whether it stands for a medium, and all of these."""
+    """A text's tokens, and the segments that they are of."""
 
     ids: np.ndarray
     trained: np.ndarray
-    turns: np.ndarray
-    of_media: np.ndarray
+    segments: Sequence[Segment]
+    counts: np.ndarray
+    """Of tokens, in each segment."""
     media: tuple[Medium, ...]
+
+    def turn_at(self, token: int) -> int:
+        """Number of the turn of that token."""
+        return self.segments[int(np.searchsorted(np.cumsum(self.counts), token, side="right"))].turn
+
+    @property
+    def of_media(self) -> np.ndarray:
+        """Whether each token stands for a medium."""
+        return np.repeat(np.array([segment.medium for segment in self.segments], dtype=bool), self.counts)

@@ -15,9 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from finetune_api.failures import ExitCode
 from tokenizers import Encoding, Tokenizer
+from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from finetune_trainer.byte_lengths import ByteLengths
 from finetune_trainer.errors import TrainerError
+
+_WORDS_KEPT = 2**16
+"""Words whose tokens the library keeps, of 200 bytes each; by itself 10,000, and a text takes a ninth longer."""
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -93,10 +98,17 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Tokens:
-    """Ids, and of each token the number of the span in which it ends."""
+    """Ids, and how many of them end in each span."""
 
     ids: np.ndarray
-    spans: np.ndarray
+    """int64 (n,)"""
+    counts: np.ndarray
+    """int64 (spans,); their sum is n."""
+
+    @property
+    def spans(self) -> np.ndarray:
+        """Number of the span of each token."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
 class SpecialTokenInTextError(Exception):
@@ -112,6 +124,8 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._whole = _plain_copy(tokenizer.backend_tokenizer)
+        if isinstance(self._whole.model, BPE):
+            self._whole.model._resize_cache(_WORDS_KEPT)  # noqa: SLF001 - the library has no other name for it
         special = special_tokens(tokenizer)
         ids = [tokenizer.convert_tokens_to_ids(text) for text in special]
         self._special = dict(zip(special, ids, strict=True))
@@ -119,13 +133,19 @@ class TextEncoder:
         self._is_special = np.zeros(max([*vocabulary.values(), *ids, 0]) + 1, dtype=bool)
         self._is_special[ids] = True
         self._split = re.compile(f"({'|'.join(map(re.escape, special))})") if special else None
+        self._bytes = ByteLengths.of(self._whole)
         self._foreseen: dict[str, Encoding] = {}
 
     def foresee(self, texts: Iterable[str]) -> None:
         """Tokenize what :meth:`encode` will be asked for next, and that alone. In one go it is faster than one by one:
         the vocabulary stays in the processor's cache."""
         joined = list(dict.fromkeys(texts))
-        self._foreseen = dict(zip(joined, self._whole.encode_batch(joined, add_special_tokens=False), strict=True))
+        self._foreseen = dict(zip(joined, self._encoded(joined), strict=True))
+
+    def _encoded(self, texts: list[str]) -> list[Encoding]:
+        """With each token's place where it takes that to know its span."""
+        encode = self._whole.encode_batch if self._bytes is None else self._whole.encode_batch_fast
+        return encode(texts, add_special_tokens=False)
 
     def encode(self, spans: list[Span]) -> Tokens:
         """Ids of the joined text.
@@ -133,17 +153,21 @@ class TextEncoder:
         Raises:
             SpecialTokenInTextError: see the class.
         """
-        text = "".join([span.text for span in spans])
-        encoding = self._foreseen.get(text) or self._whole.encode(text, add_special_tokens=False)
+        texts = [span.text for span in spans]
+        text = "".join(texts)
+        encoding = self._foreseen.get(text) or self._encoded([text])[0]
         ids = np.array(encoding.ids, dtype=np.int64)
-        tokens = Tokens(ids, np.repeat(np.arange(len(spans)), _counts(encoding, [len(span.text) for span in spans])))
+        counts = None if self._bytes is None else self._bytes.counts(ids, texts)
+        if counts is None:
+            placed = encoding if self._bytes is None else self._whole.encode(text, add_special_tokens=False)
+            counts = _counts(placed, [len(text) for text in texts])
+        special = np.flatnonzero(self._is_special[ids])
         literal = np.array([span.literal for span in spans], dtype=bool)
-        if not literal[tokens.spans[self._is_special[ids]]].any():
-            return tokens
-        spans_end = np.cumsum([len(span.text) for span in spans])
+        if not literal[np.searchsorted(np.cumsum(counts), special, side="right")].any():
+            return Tokens(ids, counts)
         if not self._piecewise_is_exact:
             raise SpecialTokenInTextError
-        return self._piecewise(spans, spans_end)
+        return self._piecewise(spans, np.cumsum([len(text) for text in texts]))
 
     def _piecewise(self, spans: list[Span], spans_end: np.ndarray) -> Tokens:
         ids: list[int] = []
@@ -199,7 +223,7 @@ def _plain_copy(backend: Tokenizer) -> Tokenizer:
     return copy
 
 
-def _counts(encoding: Encoding, lengths: list[int]) -> list[int]:
+def _counts(encoding: Encoding, lengths: list[int]) -> np.ndarray:
     """How many tokens each span has, by the rule of :func:`_placed`; spans are few, so that looking for their ends is
     cheaper than to ask where each token is."""
     count = len(encoding)
@@ -219,11 +243,11 @@ def _counts(encoding: Encoding, lengths: list[int]) -> list[int]:
             behind = bisect.bisect_left(range(count), end, lo=first, key=last_character)
         counts.append(behind - first)
         first = behind
-    return [*counts, count - first]
+    return np.array([*counts, count - first], dtype=np.int64)
 
 
 def _placed(ids: list[int], offsets: list[tuple[int, int]], spans_end: np.ndarray) -> Tokens:
     """A token belongs to the span that its last character is in: one that reaches into an answer is part of it."""
     last = np.array([max(start, end - 1) for start, end in offsets], dtype=np.int64)
     places = np.minimum(np.searchsorted(spans_end, last, side="right"), len(spans_end) - 1)
-    return Tokens(np.array(ids, dtype=np.int64), places)
+    return Tokens(np.array(ids, dtype=np.int64), np.bincount(places, minlength=len(spans_end)))

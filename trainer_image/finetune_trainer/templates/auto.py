@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from finetune_api.failures import ExitCode
@@ -302,14 +303,10 @@ def _texts(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> s
 def _whole(text: str, found: Found) -> list[Segment]:
     """``text`` in pieces, nothing of it trained."""
     begins = [0, *found.users[1:]]
-    cuts = sorted({0, len(text), *begins, *(edge for place in found.literal for edge in place)})
+    cuts = sorted({0, len(text), *begins, *chain.from_iterable(found.literal)})
+    literal = {cut for first, last in found.literal for cut in cuts[bisect_left(cuts, first) : bisect_left(cuts, last)]}
     return [
-        Segment(
-            text[start:end],
-            literal=any(first <= start < last for first, last in found.literal),
-            turn=sum(start >= turn for turn in begins) - 1,
-        )
-        for start, end in pairwise(cuts)
+        Segment(text[start:end], start in literal, bisect_right(begins, start) - 1) for start, end in pairwise(cuts)
     ]
 
 

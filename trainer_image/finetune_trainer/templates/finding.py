@@ -50,6 +50,8 @@ class Marking:
 
     def message(self, message: Message, number: int) -> Message:
         """``message`` with its texts held."""
+        if message.thought is None and not (message.media or message.calls):
+            return Message(message.role, self._held(message.content, number, "content"))
         pieces = [self._held(piece, number, "content") if isinstance(piece, str) else piece for piece in message.pieces]
         return replace(
             message.with_pieces(pieces),

@@ -33,6 +33,7 @@ ANSWER, END_ANSWER = "{#answer#}", "{#/answer#}"
 TURN = "{#turn#}"
 _MARKS = (TEXT, END_TEXT, ANSWER, END_ANSWER, TURN)
 _TEXT_ALONE = {"role", "content"}
+_NAMES_OF_DICT = frozenset(dir(dict))
 # Unicode's noncharacters, which no text is to hold; one that holds some is marked by others.
 _NONCHARACTERS = [*range(0xFDD0, 0xFDF0), *(plane << 16 | low for plane in range(1, 17) for low in (0xFFFE, 0xFFFF))]
 _ALPHABETS = [
@@ -121,26 +122,19 @@ def _with_marks(source: str, alphabet: str) -> str:
 
 def _split(marked: str, alphabet: str) -> list[Segment]:
     text, end_text, answer, end_answer, turn = alphabet
-    segments: list[Segment] = []
-    literal, trained, answers, turns, start = False, False, -1, -1, 0
-
-    def cut(end: int) -> None:
-        if marked[start:end]:
-            number = answers if trained else None
-            segments.append(Segment(marked[start:end], literal, max(turns, 0), number))
-
-    for mark in re.finditer(f"[{alphabet}]", marked):
-        character = mark.group()
-        cut(mark.start())
-        start = mark.end()
-        if character in (text, end_text):
-            literal = character == text
-        elif character in (answer, end_answer):
-            trained = character == answer
+    first, *rest = re.split(f"([{alphabet}])", marked)
+    segments = [Segment(first, literal=False, turn=0)] if first else []
+    literal, trained, answers, turns = False, False, -1, -1
+    for mark, piece in zip(rest[::2], rest[1::2], strict=True):
+        if mark in (text, end_text):
+            literal = mark == text
+        elif mark in (answer, end_answer):
+            trained = mark == answer
             answers += trained
-        elif character == turn:
+        elif mark == turn:
             turns += 1
-    cut(len(marked))
+        if piece:
+            segments.append(Segment(piece, literal, max(turns, 0), answers if trained else None))
     return segments
 
 
@@ -157,9 +151,20 @@ def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # 
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """Looks a message's field up at once. The sandbox gives the same, after it has asked for an attribute: a tenth of
+    the time that a conversation takes."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As the sandbox's."""
+        if type(obj) is dict and attribute in obj and attribute not in _NAMES_OF_DICT:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     """What chat templates may use where they are served (transformers.utils.chat_template_utils)."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)  # noqa: DTZ005 - as served

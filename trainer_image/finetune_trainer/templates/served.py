@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from finetune_trainer.messages import Message
@@ -27,7 +28,7 @@ class Given:
     answer: Place
     """Where the last answer stands, with what ends it."""
 
-    @property
+    @cached_property
     def text(self) -> str:
         """All of it."""
         return "".join(segment.text for segment in self.segments)
@@ -60,14 +61,16 @@ def as_given(
 def retrained(segments: Sequence[Segment], places: Mapping[int, Place]) -> list[Segment]:
     """The same text, trained at the ``places`` of the answers with these numbers and nowhere else."""
     cut: list[Segment] = []
+    every = sorted(edge for place in places.values() for edge in place)
     start = 0
     for segment in segments:
         text, literal, turn, _, medium = segment
         end = start + len(text)
-        edges = sorted({start, end, *(edge for place in places.values() for edge in place if start < edge < end)})
+        edges = [start, *(edge for edge in every if start < edge < end), end]
         for first, last in pairwise(edges):
             number = next((n for n, place in places.items() if place[0] <= first < place[1]), None)
-            cut.append(Segment(text[first - start : last - start], literal, turn, number, medium))
+            if first < last:
+                cut.append(Segment(text[first - start : last - start], literal, turn, number, medium))
         start = end
     return cut
 

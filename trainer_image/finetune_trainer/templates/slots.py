@@ -32,6 +32,14 @@ from finetune_trainer.templates.marks import ANSWER, END_ANSWER, TURN
 from finetune_trainer.templates.tool_formats import TOOL_FORMATS, ToolFormat, fixed, person, quote, when
 
 CONTENT, INDEX = "{{content}}", "{{idx}}"
+_USERS = (
+    "{%- set users = namespace(first=-1, last=-1, count=0) -%}"
+    "{%- for message in turns -%}{%- if message.role == 'user' -%}"
+    "{%- if users.first < 0 -%}{%- set users.first = loop.index0 -%}{%- endif -%}"
+    "{%- set users.last = loop.index0 -%}"
+    "{%- endif -%}{%- endfor -%}"
+)
+"""Finds the first and the last user's turn."""
 _BEFORE = "(turns[loop.index0 - 1].role if loop.index0 else '')"
 """The role of the message before, in Jinja."""
 Role = Literal["system", "user", "assistant", "tool"]
@@ -153,36 +161,31 @@ class SlotTemplate(DeclaredTemplate):
         default = "default_system"
         if self.default_system_for_tools is not None:
             default = f"{quote(self.default_system_for_tools)} if tools else default_system"
-        return "\n".join(
-            line
-            for line in (
-                self._macro(),
-                "{%- if messages and messages[0].role == 'system' -%}",
-                f"{{%- set system = messages[0].content{trimmed} -%}}",
-                "{%- set turns = messages[1:] -%}",
-                "{%- else -%}",
-                f"{{%- set system = {default} -%}}{{%- set turns = messages -%}}",
-                "{%- endif -%}",
-                "{%- set users = namespace(first=-1, last=-1, count=0) -%}",
-                "{%- for message in turns -%}{%- if message.role == 'user' -%}",
-                "{%- if users.first < 0 -%}{%- set users.first = loop.index0 -%}{%- endif -%}",
-                "{%- set users.last = loop.index0 -%}",
-                "{%- endif -%}{%- endfor -%}",
-                "" if self.takes_tools else when("tools", _refusal("this chat template has no format for tools")),
-                fixed(self.prefix),
-                self._before_turns(),
-                "{%- for message in turns -%}",
-                "{%- if message.role == 'user' -%}",
-                self._user(),
-                "{%- elif message.role == 'assistant' -%}",
-                self._assistant(),
-                *(["{%- elif message.role == 'tool' -%}", self._observation()] if self.takes_tools else []),
-                "{%- else -%}{{- raise_exception('unknown role: ' + message.role) -}}{%- endif -%}",
-                "{%- endfor -%}",
-                when("add_generation_prompt", self._prompt(), fixed(self.suffix)),
-            )
-            if line
+        lines = (
+            "" if self.takes_tools else when("tools", _refusal("this chat template has no format for tools")),
+            fixed(self.prefix),
+            self._before_turns(),
+            "{%- for message in turns -%}",
+            "{%- if message.role == 'user' -%}",
+            self._user(),
+            "{%- elif message.role == 'assistant' -%}",
+            self._assistant(),
+            *(["{%- elif message.role == 'tool' -%}", self._observation()] if self.takes_tools else []),
+            "{%- else -%}{{- raise_exception('unknown role: ' + message.role) -}}{%- endif -%}",
+            "{%- endfor -%}",
+            when("add_generation_prompt", self._prompt(), fixed(self.suffix)),
         )
+        begins = (
+            self._macro(),
+            "{%- if messages and messages[0].role == 'system' -%}",
+            f"{{%- set system = messages[0].content{trimmed} -%}}",
+            "{%- set turns = messages[1:] -%}",
+            "{%- else -%}",
+            f"{{%- set system = {default} -%}}{{%- set turns = messages -%}}",
+            "{%- endif -%}",
+            _USERS if any("users." in line for line in lines) else "",
+        )
+        return "\n".join(line for line in (*begins, *lines) if line)
 
     # A message's text may come in parts (text, images); only templates with placeholders look for those.
 
