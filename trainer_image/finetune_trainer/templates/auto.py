@@ -32,7 +32,6 @@ from finetune_trainer.templates.template import Thinking
 from finetune_trainer.templates.tool_formats import quote
 from finetune_trainer.tokenizer import special_tokens
 
-_TEXT_ALONE = {"role", "content"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Names under which templates ask whether to think, and whether earlier thoughts stay.
 _THINKS, _KEEPS, _DROPS = ("enable_thinking", "thinking"), ("preserve_thinking",), ("clear_thinking",)
