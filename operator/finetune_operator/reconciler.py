@@ -19,6 +19,7 @@ from finetune_api.metadata import ObjectMeta
 from finetune_api.profile import TrainingProfile
 from finetune_api.reports import ProgressReport
 
+from finetune_operator.anew import read_jobs
 from finetune_operator.cluster.errors import CONFLICT, FORBIDDEN, NOT_FOUND, UNPROCESSABLE, ApiError
 from finetune_operator.cluster.objects import Cluster
 from finetune_operator.core import manifests, names
@@ -254,7 +255,8 @@ class Reconciler:
             return None
         now = self._clock()
         # Jobs before pods: a Job that is complete then has its pods' last words in a list that is newer.
-        jobs = await self.cluster.jobs(*key)
+        heard, _ = self._seen.children(key)
+        jobs = await read_jobs(self.cluster, body, heard)
         observed = await self._observe(key, body, now, jobs, await self.cluster.pods(*key))
         return body, observed, decide(body, observed, now, self.settings)
 

@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 import pytest
 from finetune_operator.cluster.client import ApiClient, path_of
-from finetune_operator.cluster.errors import CONFLICT, ApiError
+from finetune_operator.cluster.errors import CONFLICT, GATEWAY_TIMEOUT, ApiError
 from finetune_operator.cluster.objects import OURS, Cluster
 from finetune_operator.core import names
 from finetune_operator.core.reconcile import PREPARING
@@ -137,7 +137,9 @@ class Player:
         return found
 
     async def jobs(self) -> list[str]:
-        return sorted(job["metadata"]["name"] for job in await self.cluster.jobs("default", self.name))
+        query = {"labelSelector": f"{names.JOB_LABEL}={self.name}"}
+        found = await self.cluster.api.list_all(path_of("apis/batch/v1", "jobs", "default"), query)
+        return sorted(job["metadata"]["name"] for job in found)
 
     async def start(self, job: str) -> Body:
         """The Job ``job`` once it is there, with a pod that runs."""
@@ -492,6 +494,24 @@ async def test_what_the_server_refuses_ends_the_job_with_its_words(player: Playe
         await until(lambda: _has(player, "Failed"), "the event")
     assert body["status"]["failure"]["reason"] == "SpecInvalid"
     assert "no such" in body["status"]["failure"]["message"]
+
+
+async def test_pods_are_read_as_new_as_they_are_from_a_cache_that_may_be_behind(player: Player) -> None:
+    pods = path_of("api/v1", "pods", "default")
+    labels = {names.JOB_LABEL: player.name}
+    for number in range(10):
+        name = f"{player.name}-{number}"
+        spec = {"containers": [{"name": "trainer", "image": "i"}]}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec}
+        await player.cluster.api.request("POST", pods, body=body)
+        assert [pod["metadata"]["name"] for pod in await player.cluster.pods("default", player.name)] == [name]
+        now = {"gracePeriodSeconds": 0}
+        await player.cluster.api.request("DELETE", path_of("api/v1", "pods", "default", name), body=now)
+        assert await player.cluster.pods("default", player.name) == []
+    never = {"resourceVersion": str(2**50), "resourceVersionMatch": "NotOlderThan"}
+    with pytest.raises(ApiError) as told:
+        await player.cluster.api.request("GET", pods, query=never)
+    assert told.value.status == GATEWAY_TIMEOUT, "what says that the cache has not come to it"
 
 
 async def test_a_lost_watch_ends_the_operator(player: Player, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,8 +77,8 @@ class FakeCluster:
     async def chat_template(self, _namespace: str, name: str) -> Body | None:
         return self.chat_templates.get(name)
 
-    async def jobs(self, _namespace: str, _name: str) -> list[Body]:
-        return copy.deepcopy(list(self.children.values()))
+    async def job(self, _namespace: str, name: str) -> Body | None:
+        return copy.deepcopy(self.children.get(name))
 
     async def pods(self, _namespace: str, _name: str) -> list[Body]:
         return copy.deepcopy(list(self.pod_bodies.values()))
@@ -96,7 +96,13 @@ class FakeCluster:
         name = body["metadata"]["name"]
         self._effect(f"apply {body['kind']} {name}")
         self.applied.append(body)
-        if body["kind"] != "Job" or name in self.children:
+        if body["kind"] != "Job":
+            return
+        there = self.children.get(name)
+        if there is not None:
+            if _owners(there) != _owners(body):
+                told = f"Job {name} exists and belongs to somebody else; delete or rename it"
+                raise ApiError(CONFLICT, told, what=f"create Job {name}")
             return
         self.created.append(name)
         meta = {**body["metadata"], "uid": f"job-{name}", "creationTimestamp": stamp(NOW)}
@@ -215,6 +221,10 @@ class World:
         pod = pod_of(job, phase="Running", state={"running": {"startedAt": stamp(self.now)}})
         pod["metadata"] |= {"name": f"pod-{next(self._numbers)}", "uid": f"{job['metadata']['uid']}-pod"}
         self.cluster.pod_bodies[pod["metadata"]["name"]] = pod
+
+
+def _owners(body: Body) -> set[str]:
+    return {owner["uid"] for owner in body["metadata"].get("ownerReferences") or ()}
 
 
 def _of_job(pod: Body) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 NOT_FOUND, CONFLICT, FORBIDDEN, UNPROCESSABLE, TOO_MANY = 404, 409, 403, 422, 429
+GATEWAY_TIMEOUT = 504
+"""Also said of a resourceVersion that the API server's cache has not come to yet."""
 
 
 class ApiError(Exception):

@@ -59,13 +59,15 @@ class Cluster:
         """A ChatTemplate. (get)"""
         return await self._get(path_of(OURS, "chattemplates", namespace, name))
 
-    async def jobs(self, namespace: str, name: str) -> list[Body]:
-        """Jobs that carry the FineTuneJob's label. (list)"""
-        return await self._labelled("apis/batch/v1", "jobs", namespace, name)
+    async def job(self, namespace: str, name: str) -> Body | None:
+        """One Job. (get)"""
+        return await self._get(path_of("apis/batch/v1", "jobs", namespace, name))
 
     async def pods(self, namespace: str, name: str) -> list[Body]:
-        """Pods that carry the FineTuneJob's label. (list)"""
-        return await self._labelled("api/v1", "pods", namespace, name)
+        """Pods that carry the FineTuneJob's label, from the API server's cache: their names follow from nothing.
+        (list)"""
+        query = {"labelSelector": f"{names.JOB_LABEL}={names.label_value(name)}"}
+        return await self.api.list_cached(path_of("api/v1", "pods", namespace), query, names.prepare_job(name))
 
     async def pod(self, namespace: str, name: str) -> Body | None:
         """One pod. (get)"""
@@ -246,7 +248,3 @@ class Cluster:
             if error.status == NOT_FOUND:
                 return None
             raise
-
-    async def _labelled(self, group: str, plural: str, namespace: str, name: str) -> list[Body]:
-        selector = f"{names.JOB_LABEL}={names.label_value(name)}"
-        return await self.api.list_all(path_of(group, plural, namespace), {"labelSelector": selector})

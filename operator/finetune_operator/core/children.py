@@ -24,7 +24,8 @@ class Observed:
     """The cluster as it was read, just now, for one FineTuneJob."""
 
     jobs: Sequence[Body] = ()
-    """Jobs that carry the job's label, also those of an earlier FineTuneJob of the same name."""
+    """Jobs that carry the job's label, as far as they were heard of or have one of its names; also those of an earlier
+    FineTuneJob of the same name."""
     pods: Sequence[Body] = ()
     """Pods likewise; ones that are gone by now may be among them, as last seen."""
     events: Sequence[Body] = ()
@@ -76,21 +77,27 @@ class Children:
         return [*([self.prepare] if self.prepare else []), *self.attempts.values()]
 
 
-def sort_children(observed: Observed, uid: str) -> Children:
-    """Pick out what belongs to the FineTuneJob of ``uid``."""
-    own = [job for job in observed.jobs if labels(job).get(names.UID_LABEL) == uid]
+def sort_children(observed: Observed, name: str, uid: str) -> Children:
+    """Pick out what belongs to the FineTuneJob ``name`` of ``uid``: Jobs by their names, since whoever copies a Job
+    copies its labels."""
+    own = [job for job in observed.jobs if belongs_to(job, uid)]
     return Children(
-        prepare=next((job for job in own if labels(job).get(names.COMPONENT_LABEL) == names.PREPARE), None),
-        attempts={
-            int(labels(job)[names.ATTEMPT_LABEL]): job
-            for job in own
-            if labels(job).get(names.COMPONENT_LABEL) == names.TRAIN
-        },
-        strangers=frozenset(
-            job["metadata"]["name"] for job in observed.jobs if labels(job).get(names.UID_LABEL) != uid
-        ),
-        pods=[pod for pod in observed.pods if labels(pod).get(names.UID_LABEL) == uid],
+        prepare=next((job for job in own if name_of(job) == names.prepare_job(name)), None),
+        attempts={number: job for job in own if (number := attempt_of(job, name))},
+        strangers=frozenset(name_of(job) for job in observed.jobs if not belongs_to(job, uid)),
+        pods=[pod for pod in observed.pods if belongs_to(pod, uid)],
     )
+
+
+def belongs_to(body: Body, uid: str) -> bool:
+    """Whether ``body`` says that it is of the FineTuneJob of ``uid``."""
+    return labels(body).get(names.UID_LABEL) == uid
+
+
+def attempt_of(job: Body, name: str) -> int:
+    """Number of the attempt of the FineTuneJob ``name`` that ``job`` is; 0 where it is none, or not called so."""
+    number = labels(job).get(names.ATTEMPT_LABEL, "")
+    return int(number) if number.isdecimal() and name_of(job) == names.train_job(name, int(number)) else 0
 
 
 def labels(body: Body) -> dict[str, str]:

@@ -49,7 +49,7 @@ class Effects:
         self.generation: int | None = body["metadata"].get("generation")
         self.status = self.before.model_copy(update={"observed_generation": self.generation})
         self.conditions = states.Conditions(self.before.conditions, generation=self.generation, now=now)
-        self.children = sort_children(observed, body["metadata"]["uid"])
+        self.children = sort_children(observed, body["metadata"]["name"], body["metadata"]["uid"])
         self.applied: list[Body] = []
         self.deleted: list[str] = []
         self.notes: list[Note] = []

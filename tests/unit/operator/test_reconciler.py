@@ -156,14 +156,14 @@ async def test_a_resync_reads_anew_what_the_watches_did_not_tell(missed: str | N
         cluster.body["status"]["phase"] = "Queued"
         cluster.body["metadata"]["resourceVersion"] += "0"
     read = 0
-    whole = cluster.jobs
+    whole = cluster.pods
 
     async def counted(namespace: str, name: str) -> list[Body]:
         nonlocal read
         read += 1
         return await whole(namespace, name)
 
-    cluster.jobs = counted  # type: ignore[method-assign]
+    cluster.pods = counted  # type: ignore[method-assign]
     heard.queue._waiting.clear()
     await heard.resync()
     assert due(heard) == {KEY}

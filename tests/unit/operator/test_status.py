@@ -206,9 +206,11 @@ def test_the_result_is_named_by_its_claim(output: Body | None, uri: str) -> None
 def test_children_are_sorted_by_uid_and_attempt() -> None:
     mine = [batch_job("prepare"), batch_job(attempt=1), batch_job(attempt=2)]
     other = batch_job(attempt=3, uid="another")
-    found = sort_children(Observed(jobs=[*mine, other], pods=[pod_of(mine[1]), pod_of(other)]), UID)
+    copied = batch_job(attempt=2)
+    copied["metadata"]["name"] = "a-copy-of-it"
+    found = sort_children(Observed(jobs=[*mine, other, copied], pods=[pod_of(mine[1]), pod_of(other)]), "tune", UID)
     assert found.prepare is mine[0]
-    assert list(found.attempts) == [1, 2]
+    assert found.attempts == {1: mine[1], 2: mine[2]}
     assert found.strangers == {"tune-train-3"}
     assert [pod["metadata"]["name"] for pod in found.pods] == ["tune-train-1-0-abcde"]
     assert found.pods_of(mine[1]) == list(found.pods)
