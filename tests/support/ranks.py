@@ -21,6 +21,10 @@ from finetune_trainer.peers import DIRECTORY_ENV, Peers, verdict
 from finetune_trainer.prepare import prepare
 from finetune_trainer.train import train  # noqa: F401 - as above
 
+# autograd starts its threads at the first backward pass, for each kind of device that there is. Fake tensors, which the
+# compiler uses, bring GPUs that are not there; threads for these would forbid forks. So it starts now.
+torch.ones(1, requires_grad=True).sum().backward()
+
 
 def fork(work: Callable[[], object], log: Path, environment: dict[str, str]) -> int:
     """Do ``work`` in a fork of this process, whose output goes to ``log``; its process id."""

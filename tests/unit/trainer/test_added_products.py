@@ -62,11 +62,13 @@ def test_the_compiler_knows_their_shapes() -> None:
         "weight": torch.randn(OUT, IN + COLUMNS),
         "down": torch.randn(COLUMNS, IN),
     }
-    torch.library.opcheck(added_products.extended, tuple(made.values()))
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(added_products.extended, tuple(made.values()), test_utils=checks)
     packed, state = quantize_4bit(torch.randn(OUT, IN), quant_type="nf4", blocksize=64)
     four = (torch.randn(TOKENS, IN), packed, state.absmax, 64, "nf4", [OUT, IN], torch.randn(TOKENS, COLUMNS))
-    torch.library.opcheck(added_products.four_bits, (*four, torch.randn(COLUMNS, OUT)), {"transposed": True})
+    whole = (*four, torch.randn(COLUMNS, OUT))
+    torch.library.opcheck(added_products.four_bits, whole, {"transposed": True}, test_utils=checks)
     eight, scale = torch.randn(OUT, IN).to(VALUES), torch.tensor(1.0)
     thin = (torch.randn(TOKENS, COLUMNS).bfloat16(), torch.randn(COLUMNS, OUT).bfloat16())
     whole = (*scaled(torch.randn(TOKENS, IN), VALUES), eight.t(), scale, *thin)
-    torch.library.opcheck(added_products.fp8, whole, test_utils="test_faketensor")  # the others add 8-bit floats up
+    torch.library.opcheck(added_products.fp8, whole, test_utils=checks[1])  # the other adds 8-bit floats up
