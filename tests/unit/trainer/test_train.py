@@ -203,6 +203,28 @@ def test_packed_samples_have_the_loss_that_they_have_alone(tmp_path: Path, tiny:
     torch.testing.assert_close(torch.tensor(sorted(packed)), torch.tensor(sorted(alone)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "disabled"])
+def test_what_a_packed_sample_says_depends_on_no_token_of_another(tmp_path: Path, tiny: Path, attention: str) -> None:
+    config = configure(tmp_path, tiny, packing=True, acceleration={"flashAttention": attention})
+    prepare(config)
+    model, embedded = load_model(config, tiny, CPU).model, list[torch.Tensor]()
+    sequence = load_prepared(config).train[0]
+    batch = Collator(0, packed=True)([sequence])
+    owners = torch.repeat_interleave(torch.arange(len(sequence.lengths)), torch.tensor(sequence.lengths.tolist()))
+    assert len(sequence.lengths) > 2
+
+    def keep(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    model.get_input_embeddings().register_forward_hook(keep)
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits[0]
+    for sample in range(len(sequence.lengths)):
+        (gradient,) = torch.autograd.grad(logits[owners == sample].square().sum(), embedded, retain_graph=True)
+        reached = gradient[0].abs().amax(dim=1) > 0
+        assert torch.equal(reached, owners == sample)
+
+
 def test_a_model_that_mixes_packed_samples_is_refused(tmp_path: Path, tiny: Path) -> None:
     config = configure(tmp_path, tiny, packing=True)
     prepare(config)
