@@ -68,9 +68,10 @@ def retrained(segments: Sequence[Segment], places: Mapping[int, Place]) -> list[
         end = start + len(text)
         edges = [start, *(edge for edge in every if start < edge < end), end]
         for first, last in pairwise(edges):
+            if first == last:
+                continue
             number = next((n for n, place in places.items() if place[0] <= first < place[1]), None)
-            if first < last:
-                cut.append(Segment(text[first - start : last - start], literal, turn, number, medium))
+            cut.append(Segment(text[first - start : last - start], literal, turn, number, medium))
         start = end
     return cut
 
