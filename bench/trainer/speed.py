@@ -6,7 +6,8 @@ Weights are random in the real shape, made once and kept in --work (memory disk)
 ours goes the way of `finetune-train train` from data that is prepared already, peers go theirs (trainers.py), each with
 the packages of `--packages DIR/<peer>` where there is such a folder: `pip install --no-deps --target DIR/unsloth -r
 bench/trainer/peers/unsloth.txt`. A case that runs out of memory says so. The first steps, which compile, are left out;
-figures are medians.
+figures are medians. "whole" is the process from its start to the last of the steps; a case that is named twice finds its
+compiled code the second time.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ CASES: dict[str, Case] = {
     "lora-fp8": Case(LORA, 2, COMPILED, precision="fp8"),
     "qlora": Case(LORA, 2, COMPILED, bits=4),
     "qlora-recompute": Case(LORA, 4, RECOMPUTED, bits=4),
+    "lora-recompute-offload": Case(LORA, 4, {**RECOMPUTED, "activationOffload": True}),
+    "qlora-recompute-offload": Case(LORA, 4, {**RECOMPUTED, "activationOffload": True}, bits=4),
     "full": Case(FULL, 2, COMPILED),
     "full-fp8": Case(FULL, 2, COMPILED, precision="fp8"),
     "full-recompute": Case(FULL, 4, RECOMPUTED),
@@ -178,8 +181,8 @@ def main() -> None:
     torch.cuda.empty_cache()
     print(f"{card}, torch {torch.__version__}, {arguments.shape}, rows of {arguments.length} tokens, "
           f"bf16 product {peak:.0f} TFLOP/s{''.join(f', {o}' for o in arguments.set)}", flush=True)  # fmt: skip
-    print("| case | batch | tokens/s | peak GiB | model TFLOP/s | % of the product | first step s | used |\n"
-          "| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)  # fmt: skip
+    print("| case | batch | tokens/s | peak GiB | model TFLOP/s | % of the product | first step s | whole s | used |\n"
+          "| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)  # fmt: skip
     for name in arguments.cases.split(","):
         file = arguments.out / f"{name}.json"
         file.unlink(missing_ok=True)
@@ -192,6 +195,7 @@ def main() -> None:
         if own.is_dir():
             paths.insert(0, str(own))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+        begun = time.perf_counter()
         with (arguments.out / f"{name}.log").open("w") as log:
             try:
                 subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env=environment,
@@ -199,13 +203,14 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 print(f"| {name} | | no end after {arguments.limit:.0f} s |", flush=True)
                 continue
+        whole = time.perf_counter() - begun
         found = json.loads(file.read_text()) if file.exists() else {"error": "died: see its log", "batch": ""}
         if "error" in found:
             print(f"| {name} | {found['batch']} | {found['error']} |", flush=True)
             continue
         used = " ".join([found["used"].get("attention", ""), *found["used"].get("kernels", [])])
         print(f"| {name} | {found['batch']} | {found['tokensPerSecond']:,} | {found['peakGiB']} | {found['tflops']} | "
-              f"{100 * found['tflops'] / peak:.0f} | {found['firstStep']} | {used} |", flush=True)  # fmt: skip
+              f"{100 * found['tflops'] / peak:.0f} | {found['firstStep']} | {whole:.0f} | {used} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.freezing import find_layers
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.fused_loss import fuse_loss
+from finetune_trainer.kept import keep
 
 KEPT = 0.99
 """Share of the activations' memory that compiled layers may keep. Below all, the compiler makes again whatever costs
@@ -99,6 +100,7 @@ def compile_layers(model: Any, *, recomputed: bool = False, backend: str = "indu
             some of the activations and recomputes the cheapest.
         backend: of torch.compile.
     """
+    keep(recomputed=recomputed)
     torch._functorch.config.activation_memory_budget = 1.0 if recomputed else KEPT  # noqa: SLF001
     # What fused adapters remember from one layer to the next they have forgotten at the end: nothing is to be repeated.
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = recomputed  # noqa: SLF001

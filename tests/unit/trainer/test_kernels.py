@@ -3,6 +3,7 @@ kernels are tried in tests/gpu."""
 
 from __future__ import annotations
 
+import operator
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from finetune_trainer.prepared import IGNORED, Sequence, load_prepared
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch import partitioners
+from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 from torch.nn import functional
 from trainings import configure, run
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen3Config
@@ -172,26 +174,41 @@ def test_compiled_layers_that_are_recomputed_keep_their_inputs_alone(
     tmp_path: Path, tiny: Path, quantization: Any, fused: bool
 ) -> None:
     """torch 2.11 kept the outputs of 4-bit products, 40 GiB of an 8B model at 16,384 tokens."""
-    kept: list[list[str]] = []
-
-    def partition(*arguments: Any, **options: Any) -> Any:
-        forward, backward = partitioners.min_cut_rematerialization_partition(*arguments, **options)
-        results = next(node for node in forward.graph.nodes if node.op == "output").args[0]
-        kept.append([str(node) for node in results[1:] if getattr(node, "op", "placeholder") != "placeholder"])
-        return forward, backward
-
     wishes = {"gradientCheckpointing": True, "fusedAdapters": fused}
     config = configure(tmp_path, tiny, quantization=quantization, precision="bf16", acceleration=wishes)
     model = load_model(config, tiny, CPU).model.train()
-    torch._dynamo.reset()
     model.activation_checkpointing_enable({"use_reentrant": False})
+    kept = kept_by_layers(model, recomputed=True)
+    assert kept
+    assert not any(kept), kept
+
+
+def test_compiled_layers_keep_what_attention_gave(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, precision="bf16", acceleration={"fusedAdapters": True})
+    kept = kept_by_layers(load_model(config, tiny, CPU).model.train(), recomputed=False)
+    assert kept
+    assert all(any("attention" in name for name in names) for names in kept), kept
+
+
+def kept_by_layers(model: Any, *, recomputed: bool) -> list[list[str]]:
+    """By the graph of a layer, what it computes forward and keeps for the backward pass."""
+    kept: list[list[str]] = []
+
+    def partition(joint: Any, *arguments: Any, **options: Any) -> Any:
+        joint_graph_passes(joint)  # as Inductor does
+        forward, backward = partitioners.min_cut_rematerialization_partition(joint, *arguments, **options)
+        results = next(node for node in forward.graph.nodes if node.op == "output").args[0]
+        sources = {node: node.args[0] if node.target is operator.getitem else node for node in results}
+        kept.append([str(sources[node]) for node in results[1:] if getattr(node, "op", "placeholder") != "placeholder"])
+        return forward, backward
+
+    torch._dynamo.reset()
     as_is = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), partition_fn=partition)
-    compile_layers(model, recomputed=True, backend=as_is)
+    compile_layers(model, recomputed=recomputed, backend=as_is)
     ids = torch.arange(20)[None]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(input_ids=ids, labels=ids).loss.backward()
-    assert kept
-    assert not any(kept), kept
+    return kept
 
 
 def test_adafactor_learns(tmp_path: Path, tiny: Path) -> None:
