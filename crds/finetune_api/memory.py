@@ -40,7 +40,10 @@ allocator's gaps and what libraries hold."""
 _CUBLAS = 2 * 32 * 2**20
 """cuBLAS' workspaces, which torch allocates as tensors: one for the forward and one for the backward pass's thread."""
 _CHUNK = 4
-"""By how much the fused loss' piece of the logits is larger than the hidden states."""
+"""By how much the fused loss' piece of the logits is larger than the hidden states, at least."""
+_CHUNK_TOKENS = 1024
+"""Tokens in such a piece, at least: the head's gradient of each is added to that of the others, all of it in fp32,
+which takes more time than the products where a model is narrow."""
 _BUCKET = 500_000_000
 """Elements that DeepSpeed reduces, or gathers, at a time."""
 
@@ -299,13 +302,13 @@ def logit_bytes(shape: ModelShape, recipe: Recipe) -> Logits:
     transformers' loss (loss/loss_utils.py) casts logits to fp32, and cross entropy keeps their log-softmax in fp32;
     accelerate gives the model's output as a further fp32 copy. In the backward pass the log-softmax, its gradient and
     the logits' gradient are there together, each in fp32. Liger's fused loss makes logits for some tokens at a time, as
-    many as take four times the hidden state, and the hidden state's gradient at once (arXiv 2410.10989).
+    many as :func:`fused_loss_scale` says, and the hidden state's gradient at once (arXiv 2410.10989).
     """
     tokens, vocabulary, compute = recipe.tokens, shape.vocabulary, recipe.compute
     if recipe.scores:
         return Logits(0.0, 0.0, 0.0)
     if recipe.liger or recipe.fused_loss:
-        chunks = -(-vocabulary // (_CHUNK * shape.hidden))
+        chunks = -(-vocabulary // (fused_loss_scale(tokens, shape.hidden, vocabulary) * shape.hidden))
         chunk = min(tokens, 1 << (max(1, -(-tokens // chunks)) - 1).bit_length())
         held = chunk * vocabulary * compute + 2 * tokens * shape.hidden * compute
         head = 2 * shape.embedding_parameters * recipe.trained if _head_trained(recipe) else 0
@@ -313,6 +316,11 @@ def logit_bytes(shape: ModelShape, recipe: Recipe) -> Logits:
     elements = tokens * vocabulary
     forward = elements * (2 * FLOAT + (compute if compute != FLOAT else 0))
     return Logits(forward, 3 * FLOAT * elements, elements * compute)
+
+
+def fused_loss_scale(tokens: int, hidden: int, vocabulary: int) -> int:
+    """By how much the fused loss' piece of the logits may be larger than the hidden states, (tokens, hidden)."""
+    return max(_CHUNK, -(-vocabulary * _CHUNK_TOKENS // (max(1, tokens) * hidden)))
 
 
 def _head_gradient(shape: ModelShape, recipe: Recipe) -> float:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from finetune_api.reports import TERMINATION_PATH_ENV, TerminationReport
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.picture import read_history
+from finetune_trainer.prepare import prepare
 from finetune_trainer.progress import FILE
 from safetensors import safe_open
 from tiny_model import make_tiny_model
-from trainings import at, configure, output_of
+from trainings import at, configure, output_of, run
 
 TOLERANCE = 0.01
 """Relative difference of the losses of the first steps: other kernels round otherwise, and the adapters start from
 other random numbers, which B = 0 hides in the first step and small steps behind it."""
+PATIENCE = 300
+"""Seconds that a training may take: Unsloth compiles for one to two minutes before its first."""
+Settings = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +43,18 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "qwen", head_dim=64, width=128, qwen3=True)
 
 
-def settings(**edits: Any) -> dict[str, Any]:
-    return {
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all tests, as jobs share one: kernels are compiled once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def settings(cache: Path) -> Settings:
+    return lambda **edits: {
         "precision": "bf16",
         "distributed": {"gpusPerNode": 1},
+        "paths": {"cache": str(cache)},
         "hyperparameters": {"maxSteps": 6, "learningRate": 0.001},
         "evaluation": {"prompts": ["Which colours?"], "maxNewTokens": 8},
         **edits,
@@ -54,24 +67,22 @@ def with_unsloth(config: TrainerConfig, output: Path) -> TrainerConfig:
 
 
 def trained(config: TrainerConfig, tmp_path: Path) -> TerminationReport:
-    """Both steps, each a process of its own."""
+    """Both steps, the second a process of its own: Unsloth changes the libraries of the one that it is imported to."""
+    prepare(config)
     name = Path(config.paths.output).name
     file, termination = tmp_path / f"{name}.json", tmp_path / f"{name}-termination"
     file.write_text(config.to_json())
-    report = None
-    for step in ("prepare", "train"):
-        ended = subprocess.run(
-            [sys.executable, "-m", "finetune_trainer.cli", step, "--config", str(file)],
-            env=os.environ | {TERMINATION_PATH_ENV: str(termination), "PYTHONPATH": os.pathsep.join(sys.path)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stdout[-6000:]
-        report = TerminationReport.decode(termination.read_bytes())
-    assert report is not None
-    return report
+    ended = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer.cli", "train", "--config", str(file)],
+        env=os.environ | {TERMINATION_PATH_ENV: str(termination), "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 0, ended.stdout[-6000:]
+    return TerminationReport.decode(termination.read_bytes())
 
 
 def losses(config: TrainerConfig) -> list[float]:
@@ -90,12 +101,12 @@ def tensors(path: Path) -> dict[str, tuple[Any, Any]]:
 @pytest.mark.parametrize("kind", ["base", "qwen"])
 @pytest.mark.parametrize("quantization", [None, {"bits": 4}], ids=["lora", "qlora"])
 def test_it_trains_what_we_train_without_it(
-    tmp_path: Path, request: pytest.FixtureRequest, kind: str, quantization: Any
+    tmp_path: Path, request: pytest.FixtureRequest, settings: Settings, kind: str, quantization: Any
 ) -> None:
     model = request.getfixturevalue(kind)
     plain = at(configure(tmp_path, model, **settings(quantization=quantization)), tmp_path / "plain")
     own = with_unsloth(plain, tmp_path / "unsloth")
-    reports = [trained(config, tmp_path) for config in (plain, own)]
+    reports = [run(plain), trained(own, tmp_path)]
     assert reports[1].acceleration is not None
     assert reports[1].acceleration.kernels == ["unsloth", "fused-loss"]
     assert reports[1].acceleration.attention == "unsloth"
@@ -117,7 +128,7 @@ def test_it_trains_what_we_train_without_it(
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["plain", "packed"])
-def test_it_learns_with_its_own_checkpointing(tmp_path: Path, base: Path, packing: bool) -> None:
+def test_it_learns_with_its_own_checkpointing(tmp_path: Path, base: Path, settings: Settings, packing: bool) -> None:
     acceleration = {"unsloth": True, "gradientCheckpointing": True}
     numbers = {"maxSteps": 30, "learningRate": 0.01}
     report = trained(
@@ -131,16 +142,16 @@ def test_it_learns_with_its_own_checkpointing(tmp_path: Path, base: Path, packin
     assert report.progress.eval_loss < (report.progress.initial_eval_loss or 0) - 0.1
 
 
-def test_packed_losses_are_those_without_it(tmp_path: Path, base: Path) -> None:
+def test_packed_losses_are_those_without_it(tmp_path: Path, base: Path, settings: Settings) -> None:
     """Samples that lie in one row keep apart by Unsloth's attention too."""
     plain = at(configure(tmp_path, base, **settings(packing=True)), tmp_path / "plain")
     own = with_unsloth(plain, tmp_path / "unsloth")
-    for config in (plain, own):
-        trained(config, tmp_path)
+    run(plain)
+    trained(own, tmp_path)
     assert losses(own) == pytest.approx(losses(plain), rel=TOLERANCE)
 
 
-def test_it_goes_on_from_a_checkpoint(tmp_path: Path, base: Path) -> None:
+def test_it_goes_on_from_a_checkpoint(tmp_path: Path, base: Path, settings: Settings) -> None:
     whole = with_unsloth(configure(tmp_path, base, **settings()), tmp_path / "whole")
     trained(whole, tmp_path)
     half = at(whole, tmp_path / "half")

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from finetune_api.memory import fused_loss_scale
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from finetune_trainer.media_models import media_model
 
 NAME = "fused-loss"
-_CHUNK_SCALE = 4
-"""Liger's chunks of logits take about as much memory as the hidden states, times this."""
 
 
 def fuse_loss(model: PreTrainedModel) -> None:
@@ -77,7 +76,14 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = bias if bias is None else bias.to(dtype)
-    options = {"target": targets, "bias": bias, "reduction": "sum", "accum_dtype": torch.float32}
+    options = {
+        "target": targets,
+        "bias": bias,
+        "reduction": "sum",
+        "accum_dtype": torch.float32,
+        # Liger's own chunks are too thin to fill a GPU
+        "chunk_mem_const": fused_loss_scale(hidden.shape[0], hidden.shape[1], weight.shape[0]),
+    }
     result = Function.apply(hidden, weight, *_positional(Function.forward, options))
     loss: torch.Tensor = result[0] if isinstance(result, tuple) else result
     return loss
@@ -85,6 +91,6 @@ def linear_cross_entropy(
 
 def _positional(function: Callable[..., Any], options: dict[str, Any]) -> Iterator[Any]:
     """``options`` in the order of ``function``'s parameters, the others by their defaults: autograd functions take no
-    keywords. Its chunks are made larger than Liger's own, whose products are too thin to fill a GPU."""
+    keywords."""
     for name, parameter in list(inspect.signature(function).parameters.items())[3:]:
-        yield _CHUNK_SCALE if name == "chunk_mem_const" else options.get(name, parameter.default)
+        yield options.get(name, parameter.default)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
-from finetune_api.memory import activations, logit_bytes, trained_parameters
+from finetune_api.memory import activations, fused_loss_scale, logit_bytes, trained_parameters
 from finetune_api.model_shape import Linear, ModelShape
 from finetune_api.recipe import BYTES, Recipe
 from finetune_api.training import FullMethod, LoraMethod, MethodSpec, QuantizationSpec
@@ -238,6 +238,15 @@ def test_activations_of_variants(variant: str, precision: Any) -> None:
 
 def test_the_fused_loss_holds_a_few_times_the_hidden_states() -> None:
     shape = ModelShape.from_config(SHAPES["llama"])
-    plain, fused = (logit_bytes(shape, Recipe(LORA, "bf16", 256, 4, liger=liger)) for liger in (False, True))
-    assert plain.backward == 12 * 1024 * shape.vocabulary
-    assert fused.forward <= 2 * (4 + 2) * 1024 * shape.hidden
+    tokens = 65_536
+    plain, fused = (logit_bytes(shape, Recipe(LORA, "bf16", tokens // 4, 4, liger=liger)) for liger in (False, True))
+    assert plain.backward == 12 * tokens * shape.vocabulary
+    assert fused.forward <= 2 * (4 + 2) * tokens * shape.hidden
+
+
+@pytest.mark.parametrize(("tokens", "hidden"), [(8192, 1024), (16_384, 1024), (8192, 4096), (1500, 2048)])
+def test_the_fused_loss_takes_a_thousand_tokens_at_a_time_or_more(tokens: int, hidden: int) -> None:
+    """By Liger's reckoning (ops/fused_linear_cross_entropy.py); with fewer a narrow model is a fifth slower in full."""
+    vocabulary = 151_936
+    chunks = -(-vocabulary // (fused_loss_scale(tokens, hidden, vocabulary) * hidden))
+    assert 512 < -(-tokens // chunks) <= 2048  # the next power of two is taken
