@@ -1,6 +1,6 @@
 """docs/performance.svg: how each lever moved speed and memory.
 
-    python bench/trainer/picture.py bench/trainer/results/2026-11-25-levers.json docs/performance.svg
+    python bench/trainer/picture.py bench/trainer/results/2026-11-26-levers.json docs/performance.svg
 
 Cards differ: tokens a second are scaled to a card whose bf16 product runs at 790 TFLOP/s.
 """

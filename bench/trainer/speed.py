@@ -6,8 +6,8 @@ Weights are random in the real shape, made once and kept in --work (memory disk)
 ours goes the way of `finetune-train train` from data that is prepared already, peers go theirs (trainers.py), each with
 the packages of `--packages DIR/<peer>` where there is such a folder: `pip install --no-deps --target DIR/unsloth -r
 bench/trainer/peers/unsloth.txt`. A case that runs out of memory says so. The first steps, which compile, are left out;
-figures are medians. "whole" is the process from its start to the last of the steps; a case that is named twice finds its
-compiled code the second time.
+figures are medians. "start" is the time before the first, "whole" the process from its start to the last of the steps;
+a case that is named twice finds its compiled code the second time.
 """
 
 from __future__ import annotations
@@ -181,8 +181,9 @@ def main() -> None:
     torch.cuda.empty_cache()
     print(f"{card}, torch {torch.__version__}, {arguments.shape}, rows of {arguments.length} tokens, "
           f"bf16 product {peak:.0f} TFLOP/s{''.join(f', {o}' for o in arguments.set)}", flush=True)  # fmt: skip
-    print("| case | batch | tokens/s | peak GiB | model TFLOP/s | % of the product | first step s | whole s | used |\n"
-          "| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)  # fmt: skip
+    columns = ("case", "batch", "tokens/s", "peak GiB", "model TFLOP/s", "% of the product", "start s", "first step s",
+               "whole s", "used")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     for name in arguments.cases.split(","):
         file = arguments.out / f"{name}.json"
         file.unlink(missing_ok=True)
@@ -210,7 +211,8 @@ def main() -> None:
             continue
         used = " ".join([found["used"].get("attention", ""), *found["used"].get("kernels", [])])
         print(f"| {name} | {found['batch']} | {found['tokensPerSecond']:,} | {found['peakGiB']} | {found['tflops']} | "
-              f"{100 * found['tflops'] / peak:.0f} | {found['firstStep']} | {whole:.0f} | {used} |", flush=True)  # fmt: skip
+              f"{100 * found['tflops'] / peak:.0f} | {found['untilFirstStep']} | {found['firstStep']} | {whole:.0f} | "
+              f"{used} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

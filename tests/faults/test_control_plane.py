@@ -213,7 +213,7 @@ def test_children_are_edited_and_deleted_by_hand(scene: Scene) -> None:
     """Its ConfigMap and Service go, its Job is stopped and started as a queue does, and then deleted."""
     team = scene.team
     kubectl, job = team.kubectl, names.train_job("meddled", 1)
-    scene.start("meddled", seconds=40)
+    scene.start("meddled", seconds=100)  # so that it is still training when the control plane deletes its pod at last
     saved = team.until("meddled", has_saved, "running with a checkpoint")
     kubectl.run("delete", "configmaps,services", "--selector", f"{names.JOB_LABEL}=meddled")
     kubectl.run("delete", "configmap", names.CA_CONFIG_MAP)

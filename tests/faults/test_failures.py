@@ -20,6 +20,7 @@ from finetune_operator.core import names
 from kubernetes import client
 from team import Team, condition, has_saved
 from tiny_jobs import long_job, tiny_job
+from witness_node import witness_node
 
 FAILING = (
     Failing(
@@ -134,7 +135,9 @@ def test_a_pod_that_makes_way_for_one_of_higher_priority_goes_on_afterwards(team
     assert (done["attempt"], done["disruptions"], "failedAttempts" in done) == (2, 1, False)
 
 
-def test_a_node_that_is_lost_is_named_and_the_job_goes_on_when_it_is_back(team: Team, kubeconfig: Path) -> None:
+def test_a_node_that_is_lost_is_named_and_the_job_goes_on_when_it_is_back(
+    team: Team, api: client.ApiClient, kubeconfig: Path
+) -> None:
     """Nothing new starts while the pod on it may still write; then the next attempt goes on."""
     soon = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
     settings: dict[str, Any] = {
@@ -143,7 +146,7 @@ def test_a_node_that_is_lost_is_named_and_the_job_goes_on_when_it_is_back(team: 
     }
     team.start(long_job("on-a-lost-node", 20000, **settings))
     team.until("on-a-lost-node", has_saved, "running with a checkpoint")
-    with _kubelet_stopped(kubeconfig):
+    with witness_node(api), _kubelet_stopped(kubeconfig):
         ending = team.until("on-a-lost-node", _is("PodStuck"), "told that a pod does not end", PATIENCE)
         assert ending["phase"] == "Running"
         assert "finetune-node does not confirm it" in condition(ending, "Ready")["message"]
