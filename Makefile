@@ -49,7 +49,7 @@ test-gpu: setup ## On a CUDA GPU
 	@$(PY) -m pytest tests/gpu
 
 .PHONY: test-unsloth
-test-unsloth: setup ## On a CUDA GPU, with the packages of the image trainer-unsloth
+test-unsloth: setup ## On a CUDA GPU, with the packages of the image trainer-unsloth (ten minutes: it compiles in each process)
 	@$(PY) -m pytest tests/unsloth
 
 .PHONY: check
