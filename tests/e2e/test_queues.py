@@ -17,17 +17,7 @@ from tiny_jobs import long_job, tiny_job
 
 FULL = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor default, 2 more needed"
 PREEMPTED = "Preempted to accommodate a workload (UID: 1234) due to prioritization in the ClusterQueue"
-PRIORITY = "e2e-research"
 QUEUED, HANGS = names.train_job("queued", 1), names.train_job("hangs", 1)
-
-
-@pytest.fixture(scope="module")
-def priority(api: client.ApiClient) -> Iterator[str]:
-    """A PriorityClass."""
-    scheduling = client.SchedulingV1Api(api)
-    scheduling.create_priority_class({"metadata": {"name": PRIORITY}, "value": 1000})
-    yield PRIORITY
-    scheduling.delete_priority_class(PRIORITY)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from on_cluster import (
     make_team,
     model,
     operator,
+    priority,
     pytest_runtest_makereport,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "make_team",
     "model",
     "operator",
+    "priority",
     "pytest_runtest_makereport",
 ]

@@ -48,7 +48,6 @@ FAILING = (
         log="training diverged",
     ),
 )
-URGENT = "faults-urgent"
 PATIENCE = 420
 """Seconds: a kubelet measures volumes once a minute, and a node is given up after about one."""
 
@@ -77,15 +76,6 @@ def failing(team: Team) -> Team:
     for case in FAILING:
         team.start(case.manifest())
     return team
-
-
-@pytest.fixture
-def urgent(api: client.ApiClient) -> Iterator[str]:
-    """A PriorityClass."""
-    scheduling = client.SchedulingV1Api(api)
-    scheduling.create_priority_class({"metadata": {"name": URGENT}, "value": 1000})
-    yield URGENT
-    scheduling.delete_priority_class(URGENT)
 
 
 @pytest.mark.parametrize("case", FAILING, ids=lambda case: case.name)
@@ -122,10 +112,10 @@ def test_a_rank_that_the_others_wait_for_in_vain_is_told_as_a_time_out(team: Tea
     assert "step 3/6" in failure["logTail"]
 
 
-def test_a_pod_that_makes_way_for_one_of_higher_priority_goes_on_afterwards(team: Team, urgent: str) -> None:
+def test_a_pod_that_makes_way_for_one_of_higher_priority_goes_on_afterwards(team: Team, priority: str) -> None:
     team.start(long_job("makes-way", 400, resources__cpu="1100m"))
     team.until("makes-way", has_saved, "running with a checkpoint")
-    core, pod = team.core, _urgent_pod(urgent, _image_of(team, "makes-way"))
+    core, pod = team.core, _urgent_pod(priority, _image_of(team, "makes-way"))
     core.create_namespaced_pod(team.name, pod)
     status = team.until("makes-way", _has_failed, "told that it made way", PATIENCE)
     assert status["failure"]["reason"] == "Preempted"

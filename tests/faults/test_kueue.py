@@ -9,21 +9,10 @@ import kueue
 import pytest
 from finetune_cli.kubectl import Kubectl
 from finetune_operator.core import names
-from kubernetes import client
 from team import Team, condition, has_saved
 from tiny_jobs import long_job, tiny_job
 
 pytestmark = pytest.mark.timeout(1800)  # Kueue is compiled first, where it was not yet
-PRIORITY = "e2e-urgent"
-
-
-@pytest.fixture(scope="module")
-def priority(api: client.ApiClient) -> Iterator[str]:
-    """A PriorityClass."""
-    scheduling = client.SchedulingV1Api(api)
-    scheduling.create_priority_class({"metadata": {"name": PRIORITY}, "value": 1000})
-    yield PRIORITY
-    scheduling.delete_priority_class(PRIORITY)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from team import RESTRICTED, Team
 from tiny_jobs import ROWS
 from tiny_model import make_tiny_model
 
+PRIORITY = "finetune-urgent"
+
 
 @pytest.fixture(scope="session")
 def kubeconfig() -> Iterator[Path]:
@@ -80,6 +82,15 @@ def make_team(
     yield make
     for name in made:
         kubectl.run("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture(scope="module")
+def priority(api: client.ApiClient) -> Iterator[str]:
+    """A PriorityClass above all jobs that name none: 1,000."""
+    scheduling = client.SchedulingV1Api(api)
+    scheduling.create_priority_class({"metadata": {"name": PRIORITY}, "value": 1000})
+    yield PRIORITY
+    scheduling.delete_priority_class(PRIORITY)
 
 
 @pytest.hookimpl(hookwrapper=True)
