@@ -3,7 +3,8 @@
 
     python bench/operator/scale.py --jobs 1000                   a burst: all applied at once, until all have ended
     python bench/operator/scale.py --jobs 500 --present 5000 --running 500
-                                            and then copies of those that ended, and so many that train and report
+                                            and then copies of those that ended, the burst again beside them, and so
+                                            many that train and report
 
 Prints one JSON object with the figures, and what is wrong: a Job that is missing or there twice, a status that is not
 as it should be. Exit code 1 where anything is.
@@ -59,6 +60,9 @@ async def main() -> int:
                 if options.present > options.jobs + options.running:
                     figures["seeding"] = await _seed(plane, operator, options)
                     print(json.dumps(figures["seeding"]), file=sys.stderr, flush=True)
+                    names = [f"beside-{index:05}" for index in range(min(options.jobs, options.wave))]
+                    figures["burst beside these"] = await _burst(api, plane, operator, names, wrong)
+                    print(json.dumps(figures["burst beside these"]), file=sys.stderr, flush=True)
                 if options.running:
                     figures["steady"] = await _steady(api, plane, operator, options, wrong)
         finally:
