@@ -1,7 +1,8 @@
 """What every model of the API shares: camelCase on the wire, nothing unknown accepted, nothing coerced.
 
 The Kubernetes API server does not turn ``"8"`` into ``8``; neither may we, or a manifest that ``finetune run``
-takes would be refused by the cluster. Hence ``strict`` here, and a test that sends the same cases to both.
+takes would be refused by the cluster. Hence ``strict`` here, and a test that sends the same cases to both. Of one thing
+they judge differently: a whole number with a point, ``8.0``, is refused here, and there only where a rule reads it.
 """
 
 from __future__ import annotations
