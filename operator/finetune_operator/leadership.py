@@ -94,8 +94,15 @@ class Leadership:
                 told = self.leader
                 logger.info("standing by: %s acts", told)
                 standing_by()
-            await asyncio.sleep(self._retry * random.uniform(0.9, 1.1))  # noqa: S311 - so that candidates do not collide
+            await asyncio.sleep(self._pause())
         logger.info("acting, as %s", self._candidate.identity)
+
+    def _pause(self) -> float:
+        """Until the next look: soon, since the time of a holder that is silent counts from the look that saw its last
+        write; and no later than that time is over."""
+        pause = self._candidate.seconds / 10 * random.uniform(0.9, 1.1)  # noqa: S311 - so that candidates do not collide
+        left = self._sight.over - _now() if self._sight else 0.0
+        return min(pause, left) if left > 0 else pause
 
     async def _tries(self) -> bool:
         try:

@@ -46,9 +46,14 @@ class Sight:
         """Identity of the holder; empty where it was given up."""
         return str(self.spec.get("holderIdentity") or "")
 
+    @property
+    def over(self) -> float:
+        """When anybody may take it, of the clock that ``since`` is of, if it stays as it is."""
+        return self.since + float(self.spec.get("leaseDurationSeconds") or 0) if self.holder else self.since
+
     def is_free(self, now: float) -> bool:
-        """Whether anybody may take it at ``now``, of the clock that ``since`` is of."""
-        return not self.holder or now >= self.since + float(self.spec.get("leaseDurationSeconds") or 0)
+        """Whether anybody may take it at ``now``."""
+        return now >= self.over
 
 
 def sighted(before: Sight | None, lease: Body | None, now: float) -> Sight | None:
