@@ -186,7 +186,9 @@ def test_when_the_one_that_acts_is_killed_another_does_within_twenty_seconds() -
                 took.append(await made.until(lambda made=made, second=second: made.acting == [second]))
                 assert made.server.spec["leaseTransitions"] == 1
         assert min(took) > SECONDS - RETRY - 1, "not before the promise is over"
-        assert max(took) < 1.15 * SECONDS, "which leaves three of twenty seconds for a start, where the promise is of 15"
+        assert max(took) < 1.15 * SECONDS, (
+            "which leaves three of twenty seconds for a start, where the promise is of 15"
+        )
 
     run_virtually(scene())
 
