@@ -19,16 +19,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-@pytest.mark.parametrize("method", [{"lora": {"rank": 4}}, {"full": {}}], ids=["lora", "full"])
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"method": {"lora": {"rank": 4}}},
+    "qlora": {"method": {"lora": {"rank": 4}}, "quantization": {"bits": 4}},
+    "full": {"method": {"full": {}}},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("stage", ["pt", *PREFERENCE])
-def test_a_stage_learns(tmp_path: Path, base: Path, stage: Any, precision: str, method: dict[str, Any]) -> None:
+def test_a_stage_learns(tmp_path: Path, base: Path, stage: Any, precision: str, method: str) -> None:
     config = stage_config(
         tmp_path,
         base,
         stage,
-        method=method,
         precision=precision,
+        **METHODS[method],
         packing=stage == "pt",
         hyperparameters={"maxSteps": 16},
         distributed={"gpusPerNode": 1},

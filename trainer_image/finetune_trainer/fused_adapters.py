@@ -43,7 +43,11 @@ def fuse_adapters(model: Any) -> int:
     if not groups:
         return 0
 
-    places, weights = zip(*(pair for group in groups for pair in group.copies()), strict=True)
+    copies = [pair for group in groups for pair in group.copies()]
+    weights = [weight for _, weight in copies]
+    # Stages beside sft go through the model again (a reference, KTO's mismatched pairs) before the backward of the
+    # first time, which saved these places. The same values, written again, must not count as a change of them.
+    places = [place.data for place, _ in copies]
 
     def refresh(_model: nn.Module, _inputs: Any) -> None:
         with torch.no_grad():

@@ -35,7 +35,12 @@ class _PreferenceTuner(FineTuner):
 
     def __init__(self, *, prepared: Prepared, precision: str, **options: Any) -> None:
         self._validation, self._precision = prepared.validation, precision
+        trained = [parameter for parameter in options["model"].parameters() if parameter.requires_grad]
+        masters = [parameter.data for parameter in trained]
         super().__init__(train_dataset=Dataset.from_dict({"row": [0]}), **options)
+        # On a quantized base TRL makes what is trained bf16, which loses small updates: it stays in fp32 in all stages.
+        for parameter, master in zip(trained, masters, strict=True):
+            parameter.data = master
         self.train_dataset = Examples(prepared.train)
         self.processing_class = None  # a checkpoint holds no tokenizer
         # gather_for_metrics leaves out what it takes for padding at the end of an epoch; but Trainer reads a step's

@@ -12,14 +12,18 @@ from finetune_api.failures import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fused_adapters import NAME, separate_adapters
 from finetune_trainer.model import load_model
+from finetune_trainer.picture import read_history
+from finetune_trainer.progress import FILE
 from safetensors.torch import load_file
+from stage_data import PREFERENCE, stage_config
 from tiny_model import make_tiny_model
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from trainings import configure, run
+from trainings import configure, output_of, run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 CPU = torch.device("cpu")
+STEPS = 6
 IDS = torch.arange(40).reshape(2, 20)
 LORA = {"lora": {"rank": 3}}  # no multiple of what memory wants, so that columns are added
 
@@ -163,6 +167,22 @@ def test_a_run_delivers_the_adapter_and_the_merge_that_peft_would(tmp_path: Path
         assert set(plain) == set(fused)
         for name, weight in plain.items():
             torch.testing.assert_close(fused[name], weight, atol=2e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("stage", PREFERENCE)
+def test_a_stage_that_asks_the_model_more_than_once_learns_as_peft_would(
+    tmp_path: Path, wide: Path, stage: Any, bits: int | None
+) -> None:
+    losses = {}
+    for fused in (False, True):
+        (directory := tmp_path / str(fused)).mkdir()
+        edits: dict[str, Any] = {"quantization": {"bits": bits}} if bits else {}
+        config = stage_config(directory, wide, stage, method=LORA, acceleration={"fusedAdapters": fused}, **edits)
+        run(config)
+        losses[fused] = [record.loss for record in read_history(output_of(config, FILE)) if record.loss is not None]
+    assert len(losses[True]) >= STEPS
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 
 
 def test_a_base_without_such_products_is_refused_where_they_are_a_wish(tmp_path: Path, tiny: Path) -> None:

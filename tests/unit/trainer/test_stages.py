@@ -234,6 +234,15 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert_same_result(whole, config)
 
 
+@pytest.mark.parametrize("stage", PREFERENCE)
+def test_on_a_quantized_base_what_is_trained_is_in_fp32(tmp_path: Path, tiny: Path, stage: Any) -> None:
+    config = stage_config(tmp_path, tiny, stage, method={"lora": {"rank": 4}}, quantization={"bits": 4})
+    run(config)
+    for name, weight in load_file(output_of(config, "adapter", "adapter_model.safetensors")).items():
+        assert weight.dtype == torch.float32, name
+        assert not torch.equal(weight, weight.bfloat16().float()), name  # small updates are not lost
+
+
 @pytest.mark.parametrize("stage", ["dpo", "rm"])
 def test_freeze_trains_its_layers_and_a_reward_models_head(tmp_path: Path, tiny: Path, stage: Any) -> None:
     config = stage_config(tmp_path, tiny, stage, method={"freeze": {"trainableLayers": 1}})
