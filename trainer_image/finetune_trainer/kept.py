@@ -1,9 +1,11 @@
 """What a compiled layer keeps from its forward to its backward pass, where the compiler would choose otherwise.
 
-Attention is kept: the compiler knows FlashAttention's kernels to be expensive, but not cuDNN's, which it runs again,
-3 % of a step, for a twentieth of the memory. Of a layer that is to be recomputed nothing is kept. Checkpointing says
-so to the compiler, but up to torch 2.11 not of what an autograd.Function does, such as the products of fused
-adapters.
+Of what it must not compute twice the compiler knows torch's own products and FlashAttention, but not cuDNN's, which it
+runs again, 3 % of a step, for a twentieth of the memory; nor anything that is no operation of torch's own: the varlen
+kernel, flash-attn, products of quantized weights. All of these are kept.
+
+Of a layer that is to be recomputed nothing is kept. Checkpointing says so to the compiler, but up to torch 2.11 not of
+what an autograd.Function does, such as the products of fused adapters.
 """
 
 from __future__ import annotations
@@ -11,23 +13,39 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch._inductor.config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
-_ATTENTION = {
+KEPT = 0.99
+"""Share of the activations' memory that compiled layers may keep. Below all, the compiler makes again whatever costs
+next to nothing, what a norm or SwiGLU makes of what is kept: a quarter of the memory for less than a hundredth of the
+speed. With less it begins to repeat products (bench/trainer/README.md)."""
+_COSTLY = {
     "aten._scaled_dot_product_cudnn_attention.default",
     "aten._scaled_dot_product_flash_attention_for_cpu.default",
+    "aten._grouped_mm.default",
+    "aten._scaled_grouped_mm.default",
 }
+_TORCH = {"aten", "prim", "prims", "inductor_prims", "rngprims"}
+"""Namespaces of operations that the compiler knows the cost of."""
 
 
-def keep(*, recomputed: bool) -> None:
+def keep(*, recomputed: bool, joint: bool = False) -> None:
     """Have what is compiled from here on keep what it should.
 
     Args:
-        recomputed: nothing at all but inputs, or else attention's output above all.
+        recomputed: nothing at all but inputs.
+        joint: whether layers with one input are one product (fused adapters on whole weights). Then products and
+            attention are all that is kept: the compiler's choice within :data:`KEPT` would be the parts of a product as
+            copies of their own, 16 GiB more for packed rows of an 8B model.
     """
+    config = torch._functorch.config  # noqa: SLF001
+    config.activation_memory_budget = 1.0 if recomputed or joint else KEPT
+    config.aggressive_recomputation = joint and not recomputed
     torch._inductor.config.joint_custom_pre_pass = _Marks(recomputed=recomputed)  # noqa: SLF001
 
 
@@ -43,7 +61,7 @@ class _Marks(CustomGraphPass):
                 continue
             if self._recomputed:
                 node.meta.setdefault("recompute", CheckpointPolicy.MUST_RECOMPUTE)
-            elif str(node.target) in _ATTENTION:
+            elif _is_costly(node):
                 node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
     def uuid(self) -> Any:
@@ -53,3 +71,8 @@ class _Marks(CustomGraphPass):
 
 def _is_backward(node: Node) -> bool:
     return node.meta.get("partitioner_tag") == "is_backward"
+
+
+def _is_costly(node: Node) -> bool:
+    known = isinstance(node.target, OpOverload) and node.target.namespace in _TORCH
+    return str(node.target) in _COSTLY or (isinstance(node.target, OpOverload) and not known)

@@ -21,11 +21,6 @@ from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.fused_loss import fuse_loss
 from finetune_trainer.kept import keep
 
-KEPT = 0.99
-"""Share of the activations' memory that compiled layers may keep. Below all, the compiler makes again whatever costs
-next to nothing, what a norm or SwiGLU makes of what is kept: a quarter of the memory for less than a hundredth of the
-speed. With less it begins to repeat attention, and then products (bench/trainer/README.md)."""
-
 
 def check_kernels(config: TrainerConfig, settings: PretrainedConfig) -> None:
     """Refuse, before a GPU is held, kernels that the model cannot have.
@@ -91,17 +86,17 @@ def fuses_adapters(config: TrainerConfig, device: torch.device) -> bool:
     )
 
 
-def compile_layers(model: Any, *, recomputed: bool = False, backend: str = "inductor") -> None:
+def compile_layers(model: Any, *, recomputed: bool = False, joint: bool = False, backend: str = "inductor") -> None:
     """Compile each decoder layer in place: one graph serves them all, and names of weights stay as they are.
 
     Args:
         model: with its adapters.
         recomputed: whether layers are recomputed as a whole (gradient checkpointing). Where not, the compiler keeps
             some of the activations and recomputes the cheapest.
+        joint: whether layers with one input are one product, on weights in 16 or 32 bits.
         backend: of torch.compile.
     """
-    keep(recomputed=recomputed)
-    torch._functorch.config.activation_memory_budget = 1.0 if recomputed else KEPT  # noqa: SLF001
+    keep(recomputed=recomputed, joint=joint)
     # What fused adapters remember from one layer to the next they have forgotten at the end: nothing is to be repeated.
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = recomputed  # noqa: SLF001
     _, layers = find_layers(model)

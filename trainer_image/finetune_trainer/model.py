@@ -121,7 +121,8 @@ def load_model(
     if _fuse(config, model, possible=fused):
         kernels.append(FUSED_ADAPTERS)
     if config.acceleration.compile:
-        compile_layers(model, recomputed=config.acceleration.gradient_checkpointing)
+        joint = FUSED_ADAPTERS in kernels and config.precision != "fp8" and not is_quantized(model)
+        compile_layers(model, recomputed=config.acceleration.gradient_checkpointing, joint=joint)
     return replace(_loaded(config, model, device, attention=attention, kernels=kernels, total=total), start=start)
 
 
