@@ -1,8 +1,9 @@
 """What a compiled layer keeps from its forward to its backward pass, where the compiler would choose otherwise.
 
 Of what it must not compute twice the compiler knows torch's own products and FlashAttention, but not cuDNN's, which it
-runs again, 3 % of a step, for a twentieth of the memory; nor anything that is no operation of torch's own: the varlen
-kernel, flash-attn, products of quantized weights. All of these are kept.
+runs again, 3 % of a step, for a twentieth of the memory; nor what has been added to torch's operations: the varlen
+kernel, flash-attn, our products with weights in fewer bits. All of these are kept. Weights that bitsandbytes makes of
+4 bits are not: they are larger than what is computed with them.
 
 Of a layer that is to be recomputed nothing is kept. Checkpointing says so to the compiler, but up to torch 2.11 not of
 what an autograd.Function does, such as the products of fused adapters.
@@ -30,8 +31,8 @@ _COSTLY = {
     "aten._grouped_mm.default",
     "aten._scaled_grouped_mm.default",
 }
-_TORCH = {"aten", "prim", "prims", "inductor_prims", "rngprims"}
-"""Namespaces of operations that the compiler knows the cost of."""
+_ADDED = {"torch_attn", "flash_attn", "flash_attn_3", "finetune_trainer"}
+"""Namespaces of attention and products of which the compiler knows no cost."""
 
 
 def keep(*, recomputed: bool, joint: bool = False) -> None:
@@ -74,5 +75,5 @@ def _is_backward(node: Node) -> bool:
 
 
 def _is_costly(node: Node) -> bool:
-    known = isinstance(node.target, OpOverload) and node.target.namespace in _TORCH
-    return str(node.target) in _COSTLY or (isinstance(node.target, OpOverload) and not known)
+    target = node.target
+    return str(target) in _COSTLY or (isinstance(target, OpOverload) and target.namespace in _ADDED)
