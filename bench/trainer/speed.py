@@ -38,6 +38,7 @@ CASES: dict[str, Case] = {
     "lora-fused-loss": Case(LORA, 2),
     "lora-liger": Case(LORA, 2, {"liger": True}),
     "lora-packed": Case(LORA, 2, COMPILED, data="packed"),
+    "qlora-packed": Case(LORA, 2, COMPILED, bits=4, data="packed"),
     "lora-recompute": Case(LORA, 4, RECOMPUTED),
     "lora-fp8": Case(LORA, 2, COMPILED, precision="fp8"),
     "qlora": Case(LORA, 2, COMPILED, bits=4),
@@ -112,7 +113,7 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
     case, steps = CASES[name], Steps(arguments.steps)
-    case = replace(case, batch=max(1, case.batch * ROW // arguments.length))
+    case = replace(case, batch=max(1, case.batch * ROW // arguments.length), instructions=arguments.instructions)
     for option in arguments.set:
         place, _, value = option.partition("=")
         module, _, key = place.partition(":")
@@ -164,6 +165,7 @@ def main() -> None:
         help="an option of the compiler, as torch._functorch.config:activation_memory_budget=0.8",
     )
     parser.add_argument("--packages", type=Path, default=Path("bench-packages"), help="folders of peers' packages")
+    parser.add_argument("--instructions", type=Path, help="packed data as instructions.py made it, not random")
     parser.add_argument("--profile", action="store_true", help="write each case's time by kernel")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -190,6 +192,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--case", name, "--out", str(arguments.out), "--work", arguments.work,
                    "--shape", arguments.shape, "--length", str(arguments.length), "--steps", str(arguments.steps),
                    "--warm-up", str(arguments.warm_up), *(["--profile"] if arguments.profile else []),
+                   *(["--instructions", str(arguments.instructions)] if arguments.instructions else []),
                    *[part for option in arguments.set for part in ("--set", option)]]  # fmt: skip
         paths = [str(ROOT / part) for part in ("crds", "trainer_image")]
         own = arguments.packages / CASES[name].trainer

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+ROWS = 96
+"""Of supervised tokens alone."""
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-8b": {
@@ -47,29 +53,40 @@ def make_model(directory: Path, shape: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>").save_pretrained(directory)
 
 
-def make_data(config: Any, model: Path, kind: str, length: int, vocabulary: int) -> None:
-    """Prepared data: `rows` of ``length`` supervised tokens, or instructions of the usual spread, packed, of which the
-    answers are supervised."""
-    import numpy as np  # noqa: PLC0415
+def _samples(
+    kind: str, length: int, vocabulary: int, instructions: Path | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids of each sample, and which of them are supervised."""
+    random = np.random.default_rng(0)
+    if kind == "rows":
+        for _ in range(ROWS):
+            yield random.integers(2, vocabulary, length), np.arange(length) >= 1
+    elif instructions is not None:
+        found = np.load(instructions)
+        borders = np.cumsum(found["lengths"])[:-1]
+        for ids, trained in zip(np.split(found["ids"], borders), np.split(found["trained"], borders), strict=True):
+            yield ids[:length].astype(np.int64) % vocabulary, trained[:length]
+    else:
+        for size in np.clip(random.lognormal(5.6, 0.8, 3000), 24, length).astype(int).tolist():
+            yield random.integers(2, vocabulary, size), np.arange(size) >= max(1, int(random.uniform(0.2, 0.7) * size))
+
+
+def make_data(
+    config: Any, model: Path, kind: str, length: int, *, vocabulary: int, instructions: Path | None = None
+) -> None:
+    """Prepared data: `rows` of ``length`` supervised tokens, or packed instructions of which answers are supervised:
+    those of a file that instructions.py made, else random ones of the usual spread."""
     from finetune_api.status import DatasetStatus, ModelStatus  # noqa: PLC0415
     from finetune_trainer.packing import one_each, pack  # noqa: PLC0415
     from finetune_trainer.prepared import new_store, prepared_directory, write_handover  # noqa: PLC0415
 
-    random = np.random.default_rng(0)
-    directory = prepared_directory(config, f"bench-{kind}-{length}")
+    directory = prepared_directory(config, f"bench-{kind}-{length}-{instructions.stem if instructions else 'random'}")
     with new_store(directory, vocabulary=vocabulary) as writer:
-        if kind == "rows":
-            lengths, shares = np.full(96, length), np.zeros(96)
-        else:
-            lengths = np.clip(random.lognormal(5.6, 0.8, 3000), 24, length).astype(int)
-            shares = random.uniform(0.2, 0.7, 3000)
-        for size, share in zip(lengths.tolist(), shares.tolist(), strict=True):
-            trained = np.arange(size) >= max(1, int(share * size))
-            row = len(writer.lengths) + 1
-            writer.extend(random.integers(2, vocabulary, size), trained, [size], desirable=[], rows=[row])
-        every = np.arange(len(lengths))
+        for row, (ids, trained) in enumerate(_samples(kind, length, vocabulary, instructions), start=1):
+            writer.extend(ids, trained, [len(ids)], desirable=[], rows=[row])
+        every = np.arange(len(writer.lengths))
         train = one_each(every) if kind == "rows" else pack(every, writer.lengths, length, seed=0)
-        status = DatasetStatus(samples=len(lengths), sequences=len(train))
+        status = DatasetStatus(samples=len(every), sequences=len(train))
         writer.finish(
             train, one_each(every[:0]), {"dataset": status.to_dict(), "highestToken": vocabulary - 1, "longest": length}
         )

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from subjects import has_cuda, make_data
+from subjects import ROWS, has_cuda, make_data
 
 LORA = {"lora": {"rank": 16}}
 FULL = {"full": {"masterWeights": "none"}}
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ROWS = 96
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Case:
     bits: int | None = None
     trainer: str = "ours"
     data: str = "rows"
+    instructions: Path | None = None
+    """What instructions.py made, for packed data."""
     optimizer: str = "adamw"
 
     @property
@@ -111,7 +112,7 @@ def run_ours(case: Case, model: Path, work: Path, length: int, steps: Steps) -> 
     }  # fmt: skip
     config = TrainerConfig.model_validate(body)
     surroundings.set_up(Path(config.paths.cache))
-    make_data(config, model, case.data, length, settings["vocab_size"])
+    make_data(config, model, case.data, length, vocabulary=settings["vocab_size"], instructions=case.instructions)
 
     from finetune_trainer import loop, train  # noqa: PLC0415
     from finetune_trainer.interruption import Interruption  # noqa: PLC0415
