@@ -30,6 +30,7 @@ from trainers import FULL, LORA, TRAINERS, Case, Steps
 ROOT = Path(__file__).resolve().parents[2]
 ROW = 4096
 """Tokens in a row that the cases' batches are for; of longer rows a batch has fewer."""
+PEERS = ("trl", "llamafactory", "unsloth")
 COMPILED = {"compile": True}
 RECOMPUTED = {"compile": True, "gradientCheckpointing": True}
 CASES: dict[str, Case] = {
@@ -56,7 +57,7 @@ CASES: dict[str, Case] = {
         f"{peer}-{name}": Case(
             method, 4 if recompute else 2, {"gradientCheckpointing": recompute}, bits=bits, trainer=peer
         )
-        for peer in ("trl", "llamafactory", "unsloth")
+        for peer in PEERS
         for name, method, bits, recompute in (
             ("lora", LORA, None, False),
             ("lora-recompute", LORA, None, True),
@@ -66,6 +67,7 @@ CASES: dict[str, Case] = {
             ("full-recompute", FULL, None, True),
         )
     },
+    **{f"{peer}-lora-packed": Case(LORA, 2, trainer=peer, data="packed") for peer in PEERS},
 }
 
 

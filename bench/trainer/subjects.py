@@ -53,7 +53,7 @@ def make_model(directory: Path, shape: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>").save_pretrained(directory)
 
 
-def _samples(
+def samples(
     kind: str, length: int, vocabulary: int, instructions: Path | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids of each sample, and which of them are supervised."""
@@ -82,7 +82,7 @@ def make_data(
 
     directory = prepared_directory(config, f"bench-{kind}-{length}-{instructions.stem if instructions else 'random'}")
     with new_store(directory, vocabulary=vocabulary) as writer:
-        for row, (ids, trained) in enumerate(_samples(kind, length, vocabulary, instructions), start=1):
+        for row, (ids, trained) in enumerate(samples(kind, length, vocabulary, instructions), start=1):
             writer.extend(ids, trained, [len(ids)], desirable=[], rows=[row])
         every = np.arange(len(writer.lengths))
         train = one_each(every) if kind == "rows" else pack(every, writer.lengths, length, seed=0)

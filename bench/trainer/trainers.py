@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from subjects import ROWS, has_cuda, make_data
+import numpy as np
+from subjects import ROWS, has_cuda, make_data, samples
 
 LORA = {"lora": {"rank": 16}}
 FULL = {"full": {"masterWeights": "none"}}
@@ -152,29 +153,39 @@ def run_trl(case: Case, model: Path, work: Path, length: int, steps: Steps) -> d
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )  # fmt: skip
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map={"": 0}, **quantization)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16, device_map={"": 0 if has_cuda() else "cpu"}, **quantization
+    )
     adapters = None
     if "lora" in case.method:
         adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    _fit_by_trl(case, loaded, tokenizer, adapters, (model, work, length), steps, liger=True, recompute=case.recompute)
-    return {"kernels": ["liger"]}
+    _fit_by_trl(
+        case, loaded, tokenizer, adapters, (model, work, length), steps, liger=has_cuda(), recompute=case.recompute
+    )
+    return {"kernels": ["liger"] if has_cuda() else []}
 
 
 def run_llamafactory(case: Case, model: Path, work: Path, length: int, steps: Steps) -> dict[str, Any]:
     """LLaMA-Factory's own entry, from rows that are tokenized already: bf16, Liger, the attention that it picks."""
     from llamafactory.train.tuner import run_exp  # noqa: PLC0415
 
-    tokenized = work / f"tokenized-{length}"
-    if not tokenized.exists():
+    tokenized = work / f"tokenized-{case.data}-{length}-{case.instructions.stem if case.instructions else 'random'}"
+    if case.data == "packed":
+        columns = _packed(case, model, length)
+    else:
         ids = _rows(model, length)
         columns = {"input_ids": ids, "labels": ids, "attention_mask": [[1] * length] * len(ids)}
+    if not tokenized.exists():
         _dataset(columns).save_to_disk(str(tokenized))
+    tokens = sum(sum(map(bool, row)) for row in columns["attention_mask"]) / len(columns["input_ids"])
     wishes: dict[str, Any] = {"finetuning_type": "full", "pure_bf16": has_cuda()}
     if "lora" in case.method:
         wishes = {"finetuning_type": "lora", "lora_rank": 16, "lora_target": "all"}
     if case.bits:
         wishes |= {"quantization_bit": case.bits, "double_quantization": True, "quantization_type": "nf4"}
+    if case.data == "packed":
+        wishes |= {"packing": True, "neat_packing": True}  # samples do not see each other
     arguments = {
         "stage": "sft", "do_train": True, "model_name_or_path": str(model), "template": "empty",
         "tokenized_path": str(tokenized), "dataset": "tokenized", "cutoff_len": length,
@@ -186,8 +197,8 @@ def run_llamafactory(case: Case, model: Path, work: Path, length: int, steps: St
         "disable_tqdm": True, **wishes,
     }  # fmt: skip
     with contextlib.suppress(Enough):
-        run_exp(args=arguments, callbacks=[_follower(case, length, steps)])
-    return {"kernels": ["liger"]}
+        run_exp(args=arguments, callbacks=[_follower(steps, round(case.batch * tokens))])
+    return {"kernels": ["liger"] if has_cuda() else []}
 
 
 def run_unsloth(case: Case, model: Path, work: Path, length: int, steps: Steps) -> dict[str, Any]:
@@ -215,27 +226,30 @@ def _fit_by_trl(  # noqa: PLR0917
     from trl import SFTConfig, SFTTrainer  # noqa: PLC0415
 
     model, work, length = place
-    ids = _rows(model, length)
+    packed = case.data == "packed"
+    columns = _instructions(case, model, length) if packed else {"input_ids": _rows(model, length)}
     trainer = SFTTrainer(
         model=loaded,
         args=SFTConfig(
             output_dir=str(work / "trl"), per_device_train_batch_size=case.batch, gradient_accumulation_steps=1,
-            max_steps=10_000, bf16=True,
+            max_steps=10_000, bf16=True, use_cpu=not has_cuda(),
             max_length=length, use_liger_kernel=liger, gradient_checkpointing=recompute, learning_rate=1e-5,
             gradient_checkpointing_kwargs={"use_reentrant": False} if recompute else None, report_to="none",
             save_strategy="no", logging_steps=1, optim="adamw_torch_fused", disable_tqdm=True,
-            dataset_kwargs={"skip_prepare_dataset": True},
+            packing=packed, dataset_kwargs=None if packed else {"skip_prepare_dataset": True},
         ),
-        train_dataset=_dataset({"input_ids": ids}),
+        train_dataset=_dataset(columns),
         processing_class=tokenizer,
         peft_config=adapters,
-        callbacks=[_follower(case, length, steps)],
     )  # fmt: skip
+    rows = trainer.train_dataset["input_ids"]
+    trainer.add_callback(_follower(steps, round(case.batch * sum(map(len, rows)) / len(rows))))
     with contextlib.suppress(Enough):
         trainer.train()
 
 
-def _follower(case: Case, length: int, steps: Steps) -> Any:
+def _follower(steps: Steps, tokens: int) -> Any:
+    """Tells ``steps``; ``tokens`` is what a step takes, of packed rows their mean."""
     from transformers import TrainerCallback  # noqa: PLC0415
 
     class Follower(TrainerCallback):
@@ -243,16 +257,46 @@ def _follower(case: Case, length: int, steps: Steps) -> Any:
             steps.begin()
 
         def on_step_end(self, *_events: Any, **_options: Any) -> None:
-            steps.end(case.batch * length)
+            steps.end(tokens)
 
     return Follower()
 
 
-def _rows(model: Path, length: int) -> list[list[int]]:
-    import numpy as np  # noqa: PLC0415
+def _vocabulary(model: Path) -> int:
+    return int(json.loads((model / "config.json").read_text())["vocab_size"])
 
-    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    rows: list[list[int]] = np.random.default_rng(0).integers(2, vocabulary, (ROWS, length)).tolist()
+
+def _rows(model: Path, length: int) -> list[list[int]]:
+    rows: list[list[int]] = np.random.default_rng(0).integers(2, _vocabulary(model), (ROWS, length)).tolist()
+    return rows
+
+
+def _instructions(case: Case, model: Path, length: int) -> dict[str, list[list[int]]]:
+    """What packed cases train on, sample by sample."""
+    found = list(samples(case.data, length, _vocabulary(model), case.instructions))
+    return {
+        "input_ids": [ids.tolist() for ids, _ in found],
+        "labels": [np.where(trained, ids, -100).tolist() for ids, trained in found],
+    }
+
+
+def _packed(case: Case, model: Path, length: int) -> dict[str, list[list[int]]]:
+    """The same in rows as LLaMA-Factory's neat packing has them: the mask numbers the samples of a row."""
+    from finetune_trainer.packing import pack  # noqa: PLC0415
+
+    columns = _instructions(case, model, length)
+    sizes = np.array([len(ids) for ids in columns["input_ids"]])
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": [], "position_ids": []}
+    for members in pack(np.arange(len(sizes)), sizes, length, seed=0):
+        room = length - int(sizes[members].sum())
+        parts = {
+            "input_ids": [columns["input_ids"][member] for member in members] + [[0] * room],
+            "labels": [columns["labels"][member] for member in members] + [[-100] * room],
+            "attention_mask": [[at] * int(sizes[m]) for at, m in enumerate(members, start=1)] + [[0] * room],
+            "position_ids": [list(range(sizes[member])) for member in members] + [[0] * room],
+        }
+        for name, lists in parts.items():
+            rows[name].append([value for part in lists for value in part])
     return rows
 
 
