@@ -54,7 +54,7 @@ def _own_kernels() -> Iterator[None]:
 
 
 KERNELS: dict[str, dict[str, Any]] = {
-    "plain": {"liger": False, "flashAttention": "sdpa"},
+    "plain": {"liger": False, "flashAttention": "sdpa", "fusedAdapters": False},
     "fused loss": {"flashAttention": "sdpa"},
     "liger": {"liger": True},
     "compile": {"compile": True},
@@ -63,6 +63,7 @@ KERNELS: dict[str, dict[str, Any]] = {
     "flex": {"flashAttention": "flex"},
     "eager": {"flashAttention": "disabled"},
 }
+FAST = ("fused loss", "liger", "compile")
 QUANTIZED: dict[str, dict[str, Any]] = {
     "nf4": {"bits": 4},
     "fp4": {"bits": 4, "type": "fp4"},
@@ -79,6 +80,14 @@ def job(tmp_path: Path, base: Path, **edits: Any) -> Any:
 
 def learns(report: Any) -> None:
     assert report.progress.eval_loss < report.progress.initial_eval_loss - 0.1
+
+
+def alike(found: dict[str, torch.Tensor], plain: dict[str, torch.Tensor], *, least: float) -> None:
+    """Whether gradients point where plain ones do: a cosine of ``least``."""
+    assert found.keys() == plain.keys()
+    for name, gradient in plain.items():
+        if gradient.norm() > 1e-4:
+            assert functional.cosine_similarity(gradient, found[name], dim=0) > least, name
 
 
 def gradients_of(config: Any, base: Path) -> dict[str, torch.Tensor]:
@@ -114,17 +123,25 @@ def test_each_kernel_learns(tmp_path: Path, base: Path, kernel: str, packing: bo
 
 
 @pytest.mark.parametrize("method", [{"lora": {"rank": 4}}, {"full": {}}, {"full": {"masterWeights": "none"}}])
-@pytest.mark.parametrize("kernel", ["fused loss", "liger", "compile"])
-def test_gradients_are_those_of_the_plain_path(tmp_path: Path, base: Path, method: Any, kernel: str) -> None:
+@pytest.mark.parametrize("kernel", FAST)
+def test_gradients_are_those_of_the_plain_path(tmp_path: Path, wide: Path, method: Any, kernel: str) -> None:
     gradients = {}
     for name in ("plain", kernel):
-        config = job(tmp_path, base, packing=True, method=method, acceleration=KERNELS[name])
+        config = job(tmp_path, wide, packing=True, method=method, acceleration=KERNELS[name])
         prepare(config)
-        gradients[name] = gradients_of(config, base)
-    assert gradients["plain"].keys() == gradients[kernel].keys()
-    for name, plain in gradients["plain"].items():
-        if plain.norm() > 1e-4:
-            assert functional.cosine_similarity(plain, gradients[kernel][name], dim=0) > 0.99, name
+        gradients[name] = gradients_of(config, wide)
+    alike(gradients[kernel], gradients["plain"], least=0.999)
+
+
+@pytest.mark.parametrize("kernel", FAST)
+def test_a_training_ends_where_that_of_the_plain_path_does(tmp_path: Path, wide: Path, kernel: str) -> None:
+    losses = {}
+    for name in ("plain", kernel):
+        (directory := tmp_path / name).mkdir()
+        report = run(job(directory, wide, packing=True, acceleration=KERNELS[name], hyperparameters={"maxSteps": 50}))
+        learns(report)
+        losses[name] = report.progress.eval_loss
+    assert losses[kernel] == pytest.approx(losses["plain"], rel=0.005)
 
 
 def test_the_varlen_kernel_keeps_packed_samples_apart(tmp_path: Path, base: Path) -> None:
@@ -168,11 +185,7 @@ def test_fused_adapters_learn_as_separate_ones_do(tmp_path: Path, wide: Path, ed
         assert ("fused-adapters" in report.acceleration.kernels) is fused
         losses[fused], gradients[fused] = report.progress.eval_loss, gradients_of(config, wide)
     assert losses[True] == pytest.approx(losses[False], rel=0.02 if "precision" in edits else 0.005)
-    assert gradients[True].keys() == gradients[False].keys()
-    for name, plain in gradients[False].items():
-        if plain.norm() > 1e-4:
-            least = 0.98 if "precision" in edits else 0.999
-            assert functional.cosine_similarity(plain, gradients[True][name], dim=0) > least, name
+    alike(gradients[True], gradients[False], least=0.98 if "precision" in edits else 0.999)
 
 
 @needs_fp8
@@ -200,10 +213,7 @@ def test_gradients_in_8_bit_floats_point_where_those_in_16_do(tmp_path: Path, ba
         config = job(tmp_path, base, precision=precision, method=method)
         prepare(config)
         gradients[precision] = gradients_of(config, base)
-    assert gradients["bf16"].keys() == gradients["fp8"].keys()
-    for name, plain in gradients["bf16"].items():
-        if plain.norm() > 1e-4:
-            assert functional.cosine_similarity(plain, gradients["fp8"][name], dim=0) > 0.98, name
+    alike(gradients["fp8"], gradients["bf16"], least=0.98)
 
 
 @needs_fp8
