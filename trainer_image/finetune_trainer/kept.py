@@ -3,7 +3,7 @@
 Of what it must not compute twice the compiler knows torch's own products and FlashAttention, but not cuDNN's, which it
 runs again, 3 % of a step, for a twentieth of the memory; nor what has been added to torch's operations: the varlen
 kernel, flash-attn, our products with weights in fewer bits. All of these are kept. Weights that bitsandbytes makes of
-4 bits are not: they are larger than what is computed with them.
+4 bits are not among them: those of all layers are as large as the base was in 16.
 
 Of a layer that is to be recomputed nothing is kept. Checkpointing says so to the compiler, but up to torch 2.11 not of
 what an autograd.Function does, such as the products of fused adapters.
