@@ -53,6 +53,11 @@ def make_model(directory: Path, shape: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>").save_pretrained(directory)
 
 
+def set_name(kind: str, length: int, instructions: Path | None) -> str:
+    """Of a folder for what is made of these samples."""
+    return f"{kind}-{length}-{instructions.stem if instructions else 'random'}"
+
+
 def samples(
     kind: str, length: int, vocabulary: int, instructions: Path | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -80,7 +85,7 @@ def make_data(
     from finetune_trainer.packing import one_each, pack  # noqa: PLC0415
     from finetune_trainer.prepared import new_store, prepared_directory, write_handover  # noqa: PLC0415
 
-    directory = prepared_directory(config, f"bench-{kind}-{length}-{instructions.stem if instructions else 'random'}")
+    directory = prepared_directory(config, f"bench-{set_name(kind, length, instructions)}")
     with new_store(directory, vocabulary=vocabulary) as writer:
         for row, (ids, trained) in enumerate(samples(kind, length, vocabulary, instructions), start=1):
             writer.extend(ids, trained, [len(ids)], desirable=[], rows=[row])

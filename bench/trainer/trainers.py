@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from subjects import ROWS, has_cuda, make_data, samples
+from subjects import has_cuda, make_data, samples, set_name
 
 LORA = {"lora": {"rank": 16}}
 FULL = {"full": {"masterWeights": "none"}}
@@ -92,7 +92,6 @@ def run_ours(case: Case, model: Path, work: Path, length: int, steps: Steps) -> 
     from finetune_api.trainer_config import TrainerConfig  # noqa: PLC0415
     from finetune_trainer import surroundings  # noqa: PLC0415
 
-    settings = json.loads((model / "config.json").read_text())
     body = {
         "job": {"name": "bench"},
         "model": {"uri": "file:///bench", "path": str(model)},
@@ -113,7 +112,7 @@ def run_ours(case: Case, model: Path, work: Path, length: int, steps: Steps) -> 
     }  # fmt: skip
     config = TrainerConfig.model_validate(body)
     surroundings.set_up(Path(config.paths.cache))
-    make_data(config, model, case.data, length, vocabulary=settings["vocab_size"], instructions=case.instructions)
+    make_data(config, model, case.data, length, vocabulary=_vocabulary(model), instructions=case.instructions)
 
     from finetune_trainer import loop, train  # noqa: PLC0415
     from finetune_trainer.interruption import Interruption  # noqa: PLC0415
@@ -170,15 +169,16 @@ def run_llamafactory(case: Case, model: Path, work: Path, length: int, steps: St
     """LLaMA-Factory's own entry, from rows that are tokenized already: bf16, Liger, the attention that it picks."""
     from llamafactory.train.tuner import run_exp  # noqa: PLC0415
 
-    tokenized = work / f"tokenized-{case.data}-{length}-{case.instructions.stem if case.instructions else 'random'}"
+    tokenized = work / f"tokenized-{set_name(case.data, length, case.instructions)}"
+    tokens: float = length
     if case.data == "packed":
         columns = _packed(case, model, length)
-    else:
+        tokens = sum(sum(map(bool, row)) for row in columns["attention_mask"]) / len(columns["input_ids"])
+        _dataset(columns).save_to_disk(str(tokenized))
+    elif not tokenized.exists():
         ids = _rows(model, length)
         columns = {"input_ids": ids, "labels": ids, "attention_mask": [[1] * length] * len(ids)}
-    if not tokenized.exists():
         _dataset(columns).save_to_disk(str(tokenized))
-    tokens = sum(sum(map(bool, row)) for row in columns["attention_mask"]) / len(columns["input_ids"])
     wishes: dict[str, Any] = {"finetuning_type": "full", "pure_bf16": has_cuda()}
     if "lora" in case.method:
         wishes = {"finetuning_type": "lora", "lora_rank": 16, "lora_target": "all"}
@@ -267,8 +267,7 @@ def _vocabulary(model: Path) -> int:
 
 
 def _rows(model: Path, length: int) -> list[list[int]]:
-    rows: list[list[int]] = np.random.default_rng(0).integers(2, _vocabulary(model), (ROWS, length)).tolist()
-    return rows
+    return [ids.tolist() for ids, _ in samples("rows", length, _vocabulary(model), None)]
 
 
 def _instructions(case: Case, model: Path, length: int) -> dict[str, list[list[int]]]:

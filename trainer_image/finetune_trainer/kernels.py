@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch._dynamo.config
-import torch._functorch.config
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments

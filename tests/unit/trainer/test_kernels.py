@@ -247,7 +247,7 @@ def test_compiled_layers_with_fused_adapters_keep_products_and_attention_alone(
 
 
 def kept_by_layers(
-    model: Any, batch: dict[str, Any] | None = None, *, recomputed: bool, joint: bool = False
+    model: Any, batch: dict[str, Any] = BATCH, *, recomputed: bool, joint: bool = False
 ) -> list[list[Node]]:
     """By the graph of a layer, what it computes forward and keeps for the backward pass; its gradients are those of
     layers that are not compiled."""
@@ -255,7 +255,7 @@ def kept_by_layers(
     for name, part in model.named_parameters():
         if "lora_B" in name:  # zero at first, and then A has no gradient
             torch.nn.init.normal_(part, std=0.1)
-    expected = gradients(model, batch or BATCH)
+    expected = gradients(model, batch)
 
     def partition(joint: Any, *arguments: Any, **options: Any) -> Any:
         joint_graph_passes(joint)  # as Inductor does
@@ -267,7 +267,7 @@ def kept_by_layers(
     torch._dynamo.reset()
     as_is = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), partition_fn=partition)
     compile_layers(model, recomputed=recomputed, joint=joint, backend=as_is)
-    for name, gradient in gradients(model, batch or BATCH).items():
+    for name, gradient in gradients(model, batch).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=0.02, msg=name)
     return kept
 
