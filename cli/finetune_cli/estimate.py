@@ -11,7 +11,7 @@ from finetune_api.fitting import Fit, changes_that_fit, smallest_gpu_count
 from finetune_api.job import FineTuneJob
 from finetune_api.memory import USABLE, refuse_unknown, trained_parameters
 from finetune_api.memory import estimate as estimated
-from finetune_api.model_shape import ModelShape, ShapeError
+from finetune_api.model_shape import ModelShape, ShapeError, not_counted
 from finetune_api.recipe import recipe_of
 from finetune_api.status import MemoryEstimate
 from finetune_api.trainer_config import JobIdentity, Paths, ResolvedModel, TrainerConfig, resolve_config
@@ -74,12 +74,14 @@ def estimate(
     recipe = recipe_of(config, micro_batch=micro if isinstance(micro, int) else 1)
     told = estimated(shape, recipe)
     verdicts = [_judge(config, shape, size, count) for size, count in sizes.items()]
-    trained = trained_parameters(shape, recipe)
+    trained, missing = trained_parameters(shape, recipe), not_counted(body)
     if as_json:
-        out.print(json.dumps(_as_json(told, shape, trained, verdicts), indent=2), markup=False)
+        out.print(json.dumps(_as_json(told, shape, trained, verdicts, missing), indent=2), markup=False)
         return
     out.print(Text(_title(chosen, shape, trained)))
     out.print(_table(told))
+    if missing:
+        out.print(Text(f"Not counted: the part of the model in {' and '.join(missing)}, which comes on top"))
     for verdict in verdicts:
         out.print(Text(_sentence(verdict)))
 
@@ -130,11 +132,14 @@ def _sentence(verdict: Verdict) -> str:
     return f"{verdict.size}: does not fit. To fit: {'; '.join(verdict.changes)}. Then on {held}"
 
 
-def _as_json(told: MemoryEstimate, shape: ModelShape, trained: int, verdicts: list[Verdict]) -> dict[str, Any]:
+def _as_json(
+    told: MemoryEstimate, shape: ModelShape, trained: int, verdicts: list[Verdict], missing: tuple[str, ...]
+) -> dict[str, Any]:
     return {
         "parameters": shape.parameters,
         "trainableParameters": trained,
         "estimate": told.to_dict(),
+        "notCounted": list(missing),
         "usableShare": USABLE,
         "gpus": [
             {

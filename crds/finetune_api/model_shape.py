@@ -200,6 +200,11 @@ class ModelShape:
         return self.embedding_parameters + self.head_parameters + self.hidden + blocks
 
 
+def not_counted(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields of a config.json whose parts of the model no shape has: towers that see or hear."""
+    return tuple(field for field in ("vision_config", "audio_config") if config.get(field))
+
+
 _QKV_BIAS = ("qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text")
 """Families whose q, k and v have biases without a field that says so."""
 _HEAD_DIM = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3": 256, "gemma3_text": 256}

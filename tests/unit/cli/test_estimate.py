@@ -70,6 +70,15 @@ def test_json_is_in_bytes(tmp_path: Path, model: Path) -> None:
     assert gpu["total"] <= 0.9 * 80 * 2**30
 
 
+@pytest.mark.parametrize(("tower", "told"), [("vision_config", True), ("audio_config", True), ("rope_scaling", False)])
+def test_a_tower_that_is_not_counted_is_named(tmp_path: Path, model: Path, tower: str, told: bool) -> None:
+    (model / "config.json").write_text(json.dumps({**CONFIG, tower: {"depth": 32}}))
+    printed = run(tmp_path, "--model-config", str(model)).stdout
+    assert (f"Not counted: the part of the model in {tower}" in printed) is told
+    found = json.loads(run(tmp_path, "--model-config", str(model), "--json").stdout)
+    assert found["notCounted"] == ([tower] if told else [])
+
+
 def test_what_does_not_fit_says_what_to_change(tmp_path: Path, model: Path) -> None:
     result = run(tmp_path, "--model-config", str(model), "--gpu-memory", "4Gi", method="full")
     assert result.exit_code == 0
