@@ -23,7 +23,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from finetune_trainer.fused_bases import Adapters, Base, base_of
+from finetune_trainer.fused_bases import Adapters, Base, Whole, base_of
 
 NAME = "fused-adapters"
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
@@ -56,6 +56,12 @@ def fuse_adapters(model: Any) -> int:
     hook = model.get_base_model().base_model.register_forward_pre_hook(refresh)
     model._fused_adapters = (groups, hook)  # noqa: SLF001 - kept with what it belongs to
     return sum(len(group.layers) for group in groups)
+
+
+def on_whole_weights(model: Any) -> bool:
+    """Whether ``model`` has layers that are computed with their adapters, all on weights in 16 or 32 bits."""
+    groups, _ = getattr(model, "_fused_adapters", ((), None))
+    return bool(groups) and all(isinstance(group.base, Whole) for group in groups)
 
 
 def separate_adapters(model: Any) -> None:

@@ -21,7 +21,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.fp8 import check_fp8, freeze_in_fp8, train_in_fp8
 from finetune_trainer.freezing import freeze
 from finetune_trainer.fused_adapters import NAME as FUSED_ADAPTERS
-from finetune_trainer.fused_adapters import adapted_layers, fuse_adapters
+from finetune_trainer.fused_adapters import adapted_layers, fuse_adapters, on_whole_weights
 from finetune_trainer.heads import head_options, model_class, train_head
 from finetune_trainer.kernels import (
     apply_kernels,
@@ -121,8 +121,8 @@ def load_model(
     if _fuse(config, model, possible=fused):
         kernels.append(FUSED_ADAPTERS)
     if config.acceleration.compile:
-        joint = FUSED_ADAPTERS in kernels and config.precision != "fp8" and not is_quantized(model)
-        compile_layers(model, recomputed=config.acceleration.gradient_checkpointing, joint=joint)
+        recomputed = config.acceleration.gradient_checkpointing
+        compile_layers(model, recomputed=recomputed, joint=on_whole_weights(model))
     return replace(_loaded(config, model, device, attention=attention, kernels=kernels, total=total), start=start)
 
 

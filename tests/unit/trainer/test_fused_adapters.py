@@ -10,7 +10,7 @@ import pytest
 import torch
 from finetune_api.failures import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.fused_adapters import NAME, separate_adapters
+from finetune_trainer.fused_adapters import NAME, on_whole_weights, separate_adapters
 from finetune_trainer.model import load_model
 from finetune_trainer.picture import read_history
 from finetune_trainer.progress import FILE
@@ -97,7 +97,10 @@ def test_losses_and_gradients_are_pefts(
 ) -> None:
     directory: Path = request.getfixturevalue(base)
     fused = load(tmp_path, directory, fused=True, **edits)
-    expected = learn(load(tmp_path, directory, fused=False, **edits))
+    separate = load(tmp_path, directory, fused=False, **edits)
+    assert on_whole_weights(fused) is ("quantization" not in edits)
+    assert not on_whole_weights(separate)
+    expected = learn(separate)
     alike(learn(fused), expected)
     separate_adapters(fused)
     alike(learn(fused), expected)

@@ -20,6 +20,7 @@ from finetune_trainer.attention import VARLEN, choose_attention, fits_varlen, re
 from finetune_trainer.batches import Collator
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import evaluating, fused_loss_agrees
+from finetune_trainer.fused_adapters import on_whole_weights
 from finetune_trainer.kernels import check_kernels, compile_layers
 from finetune_trainer.model import load_model
 from finetune_trainer.prepare import prepare
@@ -237,7 +238,7 @@ def test_compiled_layers_with_fused_adapters_keep_products_and_attention_alone(
         model.get_base_model().config._attn_implementation = VARLEN
         found = Collator(0, packed=True, flat=True)([sequence(9, 11)])
         batch = {key: value for key, value in found.items() if key not in ("tokens", "rows")}
-    kept = kept_by_layers(model, batch, recomputed=False, joint=True)
+    kept = kept_by_layers(model, batch, recomputed=False, joint=on_whole_weights(model))
     assert kept
     for nodes in kept:
         assert any("attention" in source(node) or "varlen" in source(node) for node in nodes)
