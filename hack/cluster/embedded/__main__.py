@@ -1,4 +1,4 @@
-"""``hack/cluster/cluster build | up | down | status | kubeconfig | logs | stop | start``."""
+"""``hack/cluster/cluster packages | build | up | down | status | kubeconfig | logs | stop | start``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from embedded.processes import ClusterError, Processes
 def main() -> int:
     parser = argparse.ArgumentParser(prog="cluster", description="The embedded one-node Kubernetes.")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("packages", help="install what is missing by apt")
     commands.add_parser("build", help="build what is missing").add_argument("targets", nargs="*")
     up = commands.add_parser("up", help="start, or do nothing where it runs")
     up.add_argument("--control-plane-only", action="store_true", help="etcd and kube-apiserver alone; needs no root")
@@ -51,10 +52,12 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "packages" or (arguments.command == "build" and not arguments.targets):
+        _require_root()
+        node.install_packages()
+    if arguments.command == "packages":
+        return 0
     if arguments.command == "build":
-        if not arguments.targets:
-            _require_root()
-            node.install_packages()
         build.build(arguments.targets)
         return 0
     if arguments.command == "which":
