@@ -46,6 +46,10 @@ class Keeping:
     """Whether attention keeps its scores."""
     masked: bool
     """Whether attention has a mask beside causality: keys and values are then repeated for all heads."""
+    fused_adapters: bool = False
+    """Whether layers that read one input are one product with their adapters, which keeps that input once."""
+    products_alone: bool = False
+    """Of a compiled layer: whether products and attention are all that it keeps."""
 
 
 def block_bytes(shape: ModelShape, how: Keeping, length: int, *, dense: bool) -> float:
@@ -67,7 +71,7 @@ def block_bytes(shape: ModelShape, how: Keeping, length: int, *, dense: bool) ->
         kept += _inputs(linears, "mlp", shape.hidden, norm_out, how)
         kept += _feed_forward(shape.intermediate, linears, how)
     else:
-        kept += _experts(shape, how, norm_out)
+        kept += expert_bytes(shape, how, norm_out)
         if shape.experts is not None and shape.experts.shared_intermediate:
             kept += _inputs(linears, "mlp", shape.hidden, norm_out, how)
             kept += _feed_forward(shape.experts.shared_intermediate, linears, how)
@@ -106,6 +110,8 @@ def _inputs(
     readers = [linear for linear in linears if linear.place == place]
     trained = sum(linear.name in how.trained for linear in readers)
     adapted = sum(linear.name in how.adapted for linear in readers)
+    if how.fused_adapters and adapted == len(readers):
+        adapted = 1
     apart = how.copied_inputs or how.dropout_mask > 0
     own = (trained if size != how.compute else 0) + (adapted if apart else 0)
     shared = size == how.compute and trained > 0
@@ -137,9 +143,15 @@ def _feed_forward(width: int, linears: tuple[Linear, ...], how: Keeping) -> floa
     return how.compute * width * (gate + activated + up) + _inputs(linears, "down", width, how.compute, how)
 
 
-def _experts(shape: ModelShape, how: Keeping, norm_out: int) -> float:
+def expert_bytes(shape: ModelShape, how: Keeping, norm_out: int = 2) -> float:
     """Experts: each token's state for each expert it goes to, gate, activation, up and product, and its weighted
-    output."""
+    output.
+
+    Args:
+        shape: the model.
+        how: how the block runs.
+        norm_out: bytes an element of what the norm before them puts out.
+    """
     experts = shape.experts
     if experts is None:
         return 0

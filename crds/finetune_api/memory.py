@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from finetune_api.activations import FLOAT, Keeping, block_bytes, norm_bytes
+from finetune_api.compiled import compiled_block_bytes
 from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import Recipe
 from finetune_api.status import MemoryEstimate
@@ -44,6 +45,8 @@ _CHUNK = 4
 _CHUNK_TOKENS = 1024
 """Tokens in such a piece, at least: the head's gradient of each is added to that of the others, all of it in fp32,
 which takes more time than the products where a model is narrow."""
+_IN_FLIGHT = 4
+"""Layers whose activations are on the device where they wait in host memory: on their way out, and fetched ahead."""
 _BUCKET = 500_000_000
 """Elements that DeepSpeed reduces, or gathers, at a time."""
 
@@ -59,7 +62,9 @@ class Activations:
     ends: float
     """Before the first layer and behind the last: tables of positions, masks, the last norm, the head's input."""
     copies: float
-    """fp32 weights of all layers that autocast has cast, each kept for its gradient."""
+    """fp32 weights of all layers that autocast has cast, each kept for its gradient; compiled layers keep none."""
+    cast: float
+    """One layer's, while it is at work."""
     head_copy: float
     """The output head's, alike."""
 
@@ -138,7 +143,7 @@ def _moments(shape: ModelShape, recipe: Recipe, gradients: float) -> Iterator[_M
     yield _Moment("loss", waiting, acts.kept, logits.head, fixed + copies + head + _head_gradient(shape, recipe))
 
     layer = acts.rebuilt or acts.layers / shape.layers
-    cast = acts.copies / shape.layers
+    cast = acts.cast
     working = fixed + _working(shape, recipe)
     after_head = min(gradients, max(waiting, _head_share(shape, recipe)))
     first = acts.kept + acts.rebuilt
@@ -208,29 +213,37 @@ def activations(shape: ModelShape, recipe: Recipe) -> Activations:
     chosen = frozen_layers_trained(shape, recipe) if method.freeze is not None else range(shape.layers)
     first = chosen.start if method.freeze is not None and "embed_tokens" not in method.freeze.extra_modules else 0
     average: dict[bool, float] = {}
+    one_block = compiled_block_bytes if recipe.compiled else block_bytes
     for trained in (True, False):
-        sums = [count * block_bytes(shape, how if trained else plain, recipe.length, dense=dense)
+        sums = [count * one_block(shape, how if trained else plain, recipe.length, dense=dense)
                 for dense, count in shape.blocks]  # fmt: skip
         average[trained] = sum(sums) / shape.layers
     behind = shape.layers - first - len(chosen)
     layers = tokens * (len(chosen) * average[True] + behind * average[False])
     embedding_frozen = method.full is None
-    if embedding_frozen and not how.norms_trained:
+    if embedding_frozen and not how.norms_trained and not recipe.compiled:
         layers -= tokens * norm_bytes(shape.hidden, how)  # nothing before it asks for a gradient
     rebuilt = 0.0
     if recipe.checkpointing:
-        rebuilt = tokens * average[True]
+        # While a compiled layer is at work, what it need not keep is there too.
+        whole = replace(how, products_alone=False)
+        rebuilt = sum(count * one_block(shape, whole, recipe.length, dense=dense) for dense, count in shape.blocks)
+        rebuilt *= tokens / shape.layers
         layers = tokens * shape.layers * shape.hidden * how.residual
+    if recipe.activation_offload:
+        layers *= min(1.0, _IN_FLIGHT / shape.layers)
     names = trained_names(shape, recipe)
     cast = recipe.autocast and recipe.trained == FP32
     copied = sum(m.elements for m in trained_matrices(shape, recipe) if m.rows > 1)
     head = shape.embedding_parameters if _head_trained(recipe) else 0
     outside = head + (shape.embedding_parameters if head and not shape.tied_embeddings else 0)
+    copies = recipe.compute * max(0, copied - outside) if cast and (names or method.lora is not None) else 0.0
     return Activations(
         layers=layers,
         rebuilt=rebuilt,
         ends=_ends(shape, recipe, how),
-        copies=recipe.compute * max(0, copied - outside) if cast and (names or method.lora is not None) else 0.0,
+        copies=0.0 if recipe.compiled else copies,
+        cast=copies / shape.layers,
         head_copy=recipe.compute * head if cast else 0.0,
     )
 
@@ -260,6 +273,8 @@ def keeping(shape: ModelShape, recipe: Recipe) -> Keeping:
         liger=recipe.liger,
         eager=recipe.eager,
         masked=recipe.masked,
+        fused_adapters=recipe.fused_adapters,
+        products_alone=recipe.fused_adapters and quantization is None and recipe.precision != "fp8",
     )
 
 
@@ -307,7 +322,7 @@ def logit_bytes(shape: ModelShape, recipe: Recipe) -> Logits:
     tokens, vocabulary, compute = recipe.tokens, shape.vocabulary, recipe.compute
     if recipe.scores:
         return Logits(0.0, 0.0, 0.0)
-    if recipe.liger or recipe.fused_loss:
+    if recipe.fused_loss:
         chunks = -(-vocabulary // (fused_loss_scale(tokens, shape.hidden, vocabulary) * shape.hidden))
         chunk = min(tokens, 1 << (max(1, -(-tokens // chunks)) - 1).bit_length())
         held = chunk * vocabulary * compute + 2 * tokens * shape.hidden * compute

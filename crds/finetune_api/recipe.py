@@ -11,6 +11,9 @@ from finetune_api.training import MethodSpec, Precision, QuantizationSpec
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 """Bytes of a weight by type; fp8 is a type of the arithmetic, and weights stay in bf16."""
+_GATHERED = ("zero3", "fsdp2")
+"""Strategies that gather a weight when its module runs: the fused loss, which reads the head's by itself, would find a
+part of it."""
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 Optimizer = Literal["adamw", "adamw8bit", "paged_adamw8bit", "adafactor"]
 
@@ -27,13 +30,20 @@ class Recipe:
     accumulation: int = 1
     """Micro-batches a step. Above 1, gradients are there before the last backward pass begins."""
     quantization: QuantizationSpec | None = None
+    """Of a base that is held quantized."""
     master_weights: Literal["fp32", "none"] = "fp32"
     """Type of the weights that method full trains: fp32, or `none` for those of `precision`."""
     checkpointing: bool = False
     liger: bool = False
-    """Fused norms, activations and cross entropy."""
+    """Fused norms and activations."""
     fused_loss: bool = False
-    """Fused cross entropy alone."""
+    """Cross entropy that never holds the logits."""
+    fused_adapters: bool = False
+    """Adapters computed in their layers' products."""
+    compiled: bool = False
+    """Layers are compiled, which keep less."""
+    activation_offload: bool = False
+    """What is kept for the backward pass waits in host memory."""
     eager: bool = False
     """Attention that keeps its scores."""
     masked: bool = False
@@ -128,11 +138,14 @@ def recipe_of(
         length=length,
         micro_batch=micro,
         accumulation=max(1, numbers.global_batch_size // (micro * max(1, count // spread.sequence_parallel))),
-        quantization=config.quantization,
+        quantization=config.quantization if _stays(config.quantization) else None,
         master_weights=config.method.full.master_weights if config.method.full is not None else "fp32",
         checkpointing=wishes.gradient_checkpointing,
         liger=bool(wishes.liger) and not wishes.compile,
-        fused_loss=gpu and wishes.liger is not False and config.stage in ("sft", "pt"),
+        fused_loss=chosen not in _GATHERED and fuses_loss(config, on_gpu=gpu),
+        fused_adapters=chosen == "ddp" and fuses_adapters(config, on_gpu=gpu),
+        compiled=wishes.compile,
+        activation_offload=wishes.activation_offload,
         eager=wishes.flash_attention == "disabled",
         masked=is_masked(config, micro, on_gpu=gpu) if masked is None else masked,
         optimizer=numbers.optimizer,
@@ -145,6 +158,31 @@ def recipe_of(
         reference=config.stage in REFERENCE_STAGES and config.method.lora is None,
         scores=config.stage == "rm",
     )
+
+
+def _stays(quantization: QuantizationSpec | None) -> bool:
+    """Whether a base is quantized in training too; checkpoints in other formats the prepare step dequantizes."""
+    return quantization is not None and quantization.method in ("bitsandbytes", "hqq")
+
+
+def _in_8_bits(quantization: QuantizationSpec) -> bool:
+    return quantization.method == "bitsandbytes" and quantization.bits == 8
+
+
+def fuses_loss(config: TrainerConfig, *, on_gpu: bool) -> bool:
+    """Whether the loss is computed without holding the logits, where weights are whole."""
+    return on_gpu and config.stage in ("sft", "pt") and config.acceleration.liger is not False
+
+
+def fuses_adapters(config: TrainerConfig, *, on_gpu: bool) -> bool:
+    """Whether adapters are computed with their layers, where weights are whole and their own masters: by itself on a
+    GPU, wherever that gives the same as peft's."""
+    lora, wish, quantization = config.method.lora, config.acceleration.fused_adapters, config.quantization
+    if lora is None or lora.dora or lora.dropout or config.acceleration.unsloth:
+        return False
+    if quantization is not None and (quantization.method == "hqq" or _in_8_bits(quantization)):
+        return False  # no product of ours reads such weights
+    return on_gpu if wish is None else wish
 
 
 def is_masked(config: TrainerConfig, micro_batch: int, *, on_gpu: bool) -> bool:

@@ -46,8 +46,6 @@ def quantized_bytes(quantization: QuantizationSpec) -> float:
         if quantization.double_quantization:
             return 0.5 + 1 / _ABSMAX_BLOCK + FP32 / (_ABSMAX_BLOCK * _NESTED_BLOCK)
         return 0.5 + FP32 / _ABSMAX_BLOCK
-    if quantization.method in ("gptq", "awq", "fp8", "mxfp4"):  # dequantized by the prepare step
-        return float(BYTES["bf16"])
     constants = 2 * BYTES[quantization.compute_dtype or "bf16"]
     return bits / 8 + constants / _HQQ_GROUP
 

@@ -2,8 +2,10 @@
 
 Of what it must not compute twice the compiler knows torch's own products and FlashAttention, but not cuDNN's, which it
 runs again, 3 % of a step, for a twentieth of the memory; nor what has been added to torch's operations: the varlen
-kernel, flash-attn, our products with weights in fewer bits. All of these are kept. Weights that bitsandbytes makes of
-4 bits are not among them: those of all layers are as large as the base was in 16.
+kernel, flash-attn, our products with weights in fewer bits. And its own products it makes again where a share of the
+memory is to be saved and weights that are cast from fp32 masters are a part of it, as with few tokens: four of a
+layer's seven, for what making the casts again saves too. All of these are kept. Weights that bitsandbytes makes of 4
+bits are not among them: those of all layers are as large as the base was in 16.
 
 Of a layer that is to be recomputed nothing is kept. Checkpointing says so to the compiler, but up to torch 2.11 not of
 what an autograd.Function does, such as the products of fused adapters.
@@ -26,6 +28,10 @@ KEPT = 0.99
 next to nothing, what a norm or SwiGLU makes of what is kept: a quarter of the memory for less than a hundredth of the
 speed. With less it begins to repeat products (bench/trainer/README.md)."""
 _COSTLY = {
+    "aten.mm.default",
+    "aten.addmm.default",
+    "aten.bmm.default",
+    "aten._scaled_mm.default",
     "aten._scaled_dot_product_cudnn_attention.default",
     "aten._scaled_dot_product_flash_attention_for_cpu.default",
     "aten._grouped_mm.default",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch._dynamo.config
 from finetune_api.failures import ExitCode
+from finetune_api.recipe import fuses_loss
 from finetune_api.trainer_config import TrainerConfig
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
@@ -66,23 +67,10 @@ def apply_kernels(
             fused_linear_cross_entropy=False,
         )  # fmt: skip
         found.append("liger")
-    if fused_loss and fuses_loss(config, device):
+    if fused_loss and fuses_loss(config, on_gpu=device.type == "cuda"):
         fuse_loss(model)
         found.append(FUSED_LOSS)
     return found
-
-
-def fuses_loss(config: TrainerConfig, device: torch.device) -> bool:
-    """Whether the loss is computed without holding the logits."""
-    return device.type == "cuda" and config.stage in ("sft", "pt") and config.acceleration.liger is not False
-
-
-def fuses_adapters(config: TrainerConfig, device: torch.device) -> bool:
-    """Whether adapters are to be computed with their layers, as far as these can be."""
-    lora, wish = config.method.lora, config.acceleration.fused_adapters
-    return (
-        lora is not None and not lora.dora and lora.dropout == 0 and (device.type == "cuda" if wish is None else wish)
-    )
 
 
 def compile_layers(model: Any, *, recomputed: bool = False, joint: bool = False, backend: str = "inductor") -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from finetune_api.failures import ExitCode
+from finetune_api.recipe import fuses_adapters
 from finetune_api.status import AccelerationStatus, ModelStatus
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import MethodSpec
@@ -27,7 +28,6 @@ from finetune_trainer.kernels import (
     apply_kernels,
     check_kernels,
     compile_layers,
-    fuses_adapters,
     names,
 )
 from finetune_trainer.log import log
@@ -115,7 +115,7 @@ def load_model(
     start = Start(model) if method.lora is not None and method.lora.init in FROM_THE_WEIGHTS else None
     if place != device and not is_quantized(model):
         model.to(device)
-    fused = fuses_adapters(config, device) and masters and not sharded
+    fused = fuses_adapters(config, on_gpu=device.type == "cuda") and masters and not sharded
     if config.precision == "fp8":
         kernels.append(_in_fp8(config, model, together=fused))
     if _fuse(config, model, possible=fused):

@@ -110,6 +110,9 @@ def test_the_total_is_the_sum_of_the_parts() -> None:
     [
         {"checkpointing": True},
         {"liger": True},
+        {"fused_loss": True},
+        {"compiled": True},
+        {"activation_offload": True},
         {"length": 1024},
         {"micro_batch": 2},
         {"eager": False},
@@ -128,6 +131,27 @@ def test_each_saving_saves(less: dict[str, Any]) -> None:
     assert estimate(shape, Recipe(**{**before, **less})).total < estimate(shape, Recipe(**before)).total
 
 
+@pytest.mark.parametrize(
+    ("edits", "fused"),
+    [
+        ({"distributed": {"gpusPerNode": 2, "strategy": "zero2"}}, {"fused_loss"}),
+        ({"distributed": {"gpusPerNode": 2, "strategy": "zero3"}}, set()),
+        ({"distributed": {"gpusPerNode": 2, "strategy": "fsdp2"}}, set()),
+        ({"distributed": {"gpusPerNode": 1}}, {"fused_loss", "fused_adapters"}),
+        ({"distributed": {"gpusPerNode": 1}, "acceleration": {"fusedAdapters": False, "liger": False}}, set()),
+        ({"distributed": {"gpusPerNode": 1}, "method": {"lora": {"dora": True}}}, {"fused_loss"}),
+        ({"distributed": {"gpusPerNode": 1}, "method": {"full": {}}}, {"fused_loss"}),
+        ({"distributed": {"gpusPerNode": 1}, "quantization": {"bits": 4}}, {"fused_loss", "fused_adapters"}),
+        ({"distributed": {"gpusPerNode": 1}, "quantization": {"bits": 8}}, {"fused_loss"}),
+        ({"distributed": {"gpusPerNode": 0}}, set()),
+    ],
+    ids=str,
+)
+def test_what_is_fused_is_what_the_trainer_fuses(edits: dict[str, Any], fused: set[str]) -> None:
+    recipe = recipe_of(job(**edits), micro_batch=1)
+    assert {name for name in ("fused_loss", "fused_adapters") if getattr(recipe, name)} == fused
+
+
 def test_zero_shares_state_gradients_and_weights_in_this_order() -> None:
     shape = ModelShape.from_config(SMALL)
     parts = [resting_bytes(shape, Recipe(FULL, "bf16", 1024, 1, strategy=strategy, devices=8))
@@ -140,14 +164,17 @@ def test_zero_shares_state_gradients_and_weights_in_this_order() -> None:
     assert offloaded == (0, 0, 0)
 
 
+LIGER: dict[str, Any] = {"liger": True, "fused_loss": True}
+
+
 @pytest.mark.parametrize(
     ("recipe", "measured"),
     [
-        (Recipe(LORA, "bf16", 4096, 2, liger=True), 63.5),
-        (Recipe(LORA, "bf16", 4096, 4, liger=True, checkpointing=True), 24.4),
-        (Recipe(LORA, "bf16", 4096, 4, liger=True, checkpointing=True, quantization=QuantizationSpec(bits=4)), 13.3),
-        (Recipe(FULL, "bf16", 4096, 2, liger=True, master_weights="none"), 87.6),
-        (Recipe(FULL, "bf16", 4096, 4, liger=True, master_weights="none", checkpointing=True), 62.3),
+        (Recipe(LORA, "bf16", 4096, 2, **LIGER), 63.5),
+        (Recipe(LORA, "bf16", 4096, 4, **LIGER, checkpointing=True), 24.4),
+        (Recipe(LORA, "bf16", 4096, 4, **LIGER, checkpointing=True, quantization=QuantizationSpec(bits=4)), 13.3),
+        (Recipe(FULL, "bf16", 4096, 2, **LIGER, master_weights="none"), 87.6),
+        (Recipe(FULL, "bf16", 4096, 4, **LIGER, master_weights="none", checkpointing=True), 62.3),
     ],
     ids=["lora", "lora-checkpointing", "qlora-checkpointing", "full", "full-checkpointing"],
 )

@@ -14,7 +14,10 @@ from finetune_api.training import FullMethod, LoraMethod, MethodSpec, Quantizati
 from finetune_api.weights import Matrix, linear_bytes, quantized_bytes, state_bytes
 from finetune_trainer import model as models
 from finetune_trainer.dtypes import DTYPES
+from finetune_trainer.fused_adapters import fuse_adapters, on_whole_weights
+from finetune_trainer.kernels import compile_layers
 from live_memory import saved_for_backward
+from partitions import uncompiled
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -164,10 +167,23 @@ def test_adafactor_keeps_rows_and_columns() -> None:
 # -- what autograd keeps -----------------------------------------------------------------------------------------------
 
 LLAMA = {"model_type": "llama", "head_dim": 16, "max_position_embeddings": 512}
-QWEN3 = {"model_type": "qwen3", "head_dim": 16, "max_position_embeddings": 512, "tie_word_embeddings": True}
+QWEN3 = {"model_type": "qwen3", "head_dim": 16, "max_position_embeddings": 1024, "tie_word_embeddings": True}
 WIDE = {**LLAMA, "hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 6, "num_key_value_heads": 6,
         "num_hidden_layers": 5, "vocab_size": 300}  # fmt: skip
-SHAPES = {"llama": {**NUMBERS, **LLAMA}, "qwen3": {**NUMBERS, **QWEN3}, "wide": {**NUMBERS, **WIDE}}
+BROAD = {
+    **QWEN3,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "head_dim": 64,
+    "num_hidden_layers": 6,
+    "vocab_size": 300,
+}
+SHAPES = {
+    "broad": {**NUMBERS, **BROAD},
+    "llama": {**NUMBERS, **LLAMA},
+    "qwen3": {**NUMBERS, **QWEN3},
+    "wide": {**NUMBERS, **WIDE},
+}
 
 
 def kept(numbers: dict[str, Any], recipe: Recipe) -> int:
@@ -179,7 +195,14 @@ def kept(numbers: dict[str, Any], recipe: Recipe) -> int:
         AutoConfig.for_model(**numbers), dtype=dtype, attn_implementation=attention
     )
     model.config.use_cache = False
+    if recipe.quantization is not None:
+        in_four_bits(model)
     model = models._with_method(model, recipe.method).train()
+    if recipe.fused_adapters:
+        assert fuse_adapters(model)
+    if recipe.compiled:
+        torch._dynamo.reset()
+        compile_layers(model, joint=on_whole_weights(model), backend=uncompiled())
     if recipe.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     ids = torch.randint(0, numbers["vocab_size"], (recipe.micro_batch, recipe.length))
@@ -236,10 +259,47 @@ def test_activations_of_variants(variant: str, precision: Any) -> None:
     assert expected(ModelShape.from_config(SHAPES["wide"]), recipe) == pytest.approx(truth, rel=0.1)
 
 
+COMPILED: dict[str, dict[str, Any]] = {
+    "full": {"method": FULL, "master_weights": "none"},
+    "separate": {},
+    "fused": {"fused_adapters": True},
+    "fused in 4 bits": {"fused_adapters": True, "quantization": QuantizationSpec(bits=4)},
+    "fused and padded": {"fused_adapters": True, "masked": True},
+    "some fused": {**VARIANTS["some-modules"], "fused_adapters": True},
+    "dropout": VARIANTS["dropout"],
+    "dora": VARIANTS["dora"],
+    "full with masters": {"method": FULL, "length": 768},
+    "frozen": {**VARIANTS["frozen"], "length": 768},
+}
+
+
+def in_four_bits(model: Any) -> None:
+    """As bitsandbytes holds the linear layers of the blocks."""
+    for block in model.model.layers:
+        for name, part in list(block.named_modules()):
+            if isinstance(part, torch.nn.Linear):
+                layer = Linear4bit(part.in_features, part.out_features, bias=False, compute_dtype=torch.bfloat16,
+                                   quant_type="nf4", compress_statistics=True)  # fmt: skip
+                layer.weight = Params4bit(part.weight.data, quant_type="nf4", requires_grad=False).to("cpu")
+                block.set_submodule(name, layer)
+
+
+@pytest.mark.filterwarnings("default::UserWarning")  # Dynamo warns within itself
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("variant", COMPILED)
+def test_activations_of_compiled_layers_and_fused_adapters(variant: str, compiled: bool) -> None:
+    choices = {"method": LORA, "on_gpu": False, "compiled": compiled, "length": 96} | COMPILED[variant]
+    recipe = Recipe(precision="bf16", micro_batch=2, **choices)
+    truth = kept(SHAPES["broad"], recipe)
+    assert expected(ModelShape.from_config(SHAPES["broad"]), recipe) == pytest.approx(truth, rel=0.1)
+
+
 def test_the_fused_loss_holds_a_few_times_the_hidden_states() -> None:
     shape = ModelShape.from_config(SHAPES["llama"])
     tokens = 65_536
-    plain, fused = (logit_bytes(shape, Recipe(LORA, "bf16", tokens // 4, 4, liger=liger)) for liger in (False, True))
+    plain, fused = (
+        logit_bytes(shape, Recipe(LORA, "bf16", tokens // 4, 4, fused_loss=fused)) for fused in (False, True)
+    )
     assert plain.backward == 12 * tokens * shape.vocabulary
     assert fused.forward <= 2 * (4 + 2) * tokens * shape.hidden
 
