@@ -10,16 +10,14 @@ import pytest
 import torch
 from finetune_api.failures import ExitCode
 from finetune_trainer import merging
-from finetune_trainer.batches import Collator
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import evaluating, token_losses
 from finetune_trainer.model import count_parameters, load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
 from peft import PeftModel
 from safetensors.torch import load_file
-from trainings import configure, output_of, run
+from trainings import configure, held_out, output_of, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 LAYERS = "model.layers"
@@ -126,13 +124,6 @@ def test_a_variant_of_lora_learns_and_its_adapter_loads(
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), adapter)
     loss = held_out(tuned, config)
     assert loss == pytest.approx(report.progress.eval_loss, rel=1e-3 if precision == "fp32" else 2e-2)
-
-
-def held_out(model: Any, config: Any) -> float:
-    sequences = load_prepared(config).validation
-    with evaluating(model, "fp32"):
-        batch = Collator(0, packed=False)([sequences[i] for i in range(len(sequences))])
-        return float(token_losses(model, batch).mean())
 
 
 def test_lora_plus_gives_b_the_higher_learning_rate(tmp_path: Path, tiny: Path) -> None:
