@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import yaml
-from finetune_api.status import Progress, Sample
+from finetune_api.status import ModelStatus, Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import LoraMethod, Stage
 
@@ -21,7 +21,7 @@ _STAGES: dict[Stage, str] = {
 
 
 def model_card(
-    config: TrainerConfig, progress: Progress | None, prepared: Prepared, trainable: int, samples: list[Sample]
+    config: TrainerConfig, progress: Progress | None, prepared: Prepared, model: ModelStatus, samples: list[Sample]
 ) -> str:
     """README.md of the result, with the front matter that the hub reads."""
     base = config.model.uri.removeprefix("hf://")
@@ -51,7 +51,7 @@ def model_card(
             "",
             "## Training",
             "",
-            *_table(config, trainable),
+            *_table(config, model),
             "",
             *_samples(samples),
             "![loss](loss.png)",
@@ -92,7 +92,7 @@ def _loss(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _table(config: TrainerConfig, trainable: int) -> list[str]:
+def _table(config: TrainerConfig, model: ModelStatus) -> list[str]:
     numbers = config.hyperparameters
     rows: list[tuple[str, object]] = [("stage", config.stage), ("precision", config.precision)]
     if config.preference is not None:
@@ -106,7 +106,7 @@ def _table(config: TrainerConfig, trainable: int) -> list[str]:
     else:
         rows.append(("method", method_of(config)))
     rows += [
-        ("trained parameters", f"{trainable:,}"),
+        ("parameters", model.trained),
         ("learning rate", f"{numbers.learning_rate:g} ({numbers.schedule}, warm-up {numbers.warmup_ratio:g})"),
         ("global batch size", numbers.global_batch_size),
         ("longest sequence", config.max_length),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from finetune_api.reports import ExportReport
-from finetune_api.status import Progress, Sample
+from finetune_api.status import ModelStatus, Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -37,7 +37,7 @@ class Facts:
 
     prepared: Prepared
     progress: Progress | None
-    trainable: int
+    model: ModelStatus
     samples: list[Sample]
     start: Start | None = None
     """As :class:`finetune_trainer.model.Loaded` has it."""
@@ -89,7 +89,7 @@ def export(
         check_served(aside, config, prepared)
         if name == ADAPTER:
             _name_base(aside / _ADAPTER_CONFIG, config, prepared)
-        (aside / "README.md").write_text(model_card(config, facts.progress, prepared, facts.trainable, facts.samples))
+        (aside / "README.md").write_text(model_card(config, facts.progress, prepared, facts.model, facts.samples))
         draw_losses(history, aside / "loss.png", per_token=config.stage in ("sft", "pt"))
         make_readable(aside)
         digest = _digest(aside)

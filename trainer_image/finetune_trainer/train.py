@@ -246,7 +246,7 @@ class _Run:
             self.loaded.model,
             self.tokenizer,
             self.config,
-            Facts(self.prepared, last, self.loaded.status.trainable_parameters or 0, samples, start=self.loaded.start),
+            Facts(self.prepared, last, self.loaded.status, samples, start=self.loaded.start),
             history=Path(self.config.paths.output) / FILE,
             weights=weights,
         )
