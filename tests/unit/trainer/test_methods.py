@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from finetune_api.failures import ExitCode
+from finetune_api.status import ModelStatus
 from finetune_trainer import merging
+from finetune_trainer.card import Facts
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model import count_parameters, load_model
@@ -179,7 +181,7 @@ def test_a_merge_that_changes_nothing_is_an_error(tmp_path: Path, tiny: Path) ->
     untrained = load_model(config, tiny, torch.device("cpu")).model
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     with pytest.raises(TrainerError, match="changed no weight") as raised:
-        merging.merge(untrained, tokenizer, config, load_prepared(config))
+        merging.merge(untrained, tokenizer, config, Facts(load_prepared(config), None, ModelStatus(), []))
     assert raised.value.exit_code is ExitCode.EXPORT_INVALID
     assert not output_of(config, "merged").exists()
 
