@@ -18,6 +18,7 @@ from finetune_trainer.model import count_parameters, load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from trainings import configure, held_out, output_of, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -126,6 +127,40 @@ def test_a_variant_of_lora_learns_and_its_adapter_loads(
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), adapter)
     loss = held_out(tuned, config)
     assert loss == pytest.approx(report.progress.eval_loss, rel=1e-3 if precision == "fp32" else 2e-2)
+    scale = VARIANTS[variant].get("alpha", 8) / (2 if variant == "rslora" else 4)
+    assert set(scales(tuned)) == {scale}  # also where a start is delivered at twice the rank
+
+
+def scales(model: Any) -> list[float]:
+    """What each adapter's output is multiplied by."""
+    return [part.scaling["default"] for part in model.modules() if isinstance(part, LoraLayer)]
+
+
+@pytest.mark.parametrize(
+    ("lora", "alpha", "scale"),
+    [
+        ({}, 32, 2.0),  # twice the rank
+        ({"alpha": 8}, 8, 0.5),
+        ({"rslora": True}, 32, 8.0),  # alpha / sqrt(rank)
+        ({"rslora": True, "alpha": 6}, 6, 1.5),
+    ],
+    ids=["default", "alpha", "rslora", "rslora and alpha"],
+)
+def test_adapters_are_scaled_by_alpha_and_rank(
+    tmp_path: Path, tiny: Path, lora: dict[str, Any], alpha: int, scale: float
+) -> None:
+    config = configure(tmp_path, tiny, method={"lora": {"rank": 16, **lora}})
+    model = load_model(config, tiny, torch.device("cpu")).model
+    assert set(scales(model)) == {scale}
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(b)
+    inputs = torch.randn(3, layer.in_features)
+    torch.testing.assert_close(layer(inputs) - layer.base_layer(inputs), scale * inputs @ a.T @ b.T)
+    model.save_pretrained(tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    found = (settings["r"], settings["lora_alpha"], settings["use_rslora"])
+    assert found == (16, alpha, bool(lora.get("rslora")))
 
 
 def test_lora_plus_gives_b_the_higher_learning_rate(tmp_path: Path, tiny: Path) -> None:
