@@ -13,7 +13,7 @@ from finetune_api.memory import USABLE, refuse_unknown, trained_parameters
 from finetune_api.memory import estimate as estimated
 from finetune_api.model_shape import ModelShape, ShapeError, not_counted
 from finetune_api.recipe import recipe_of
-from finetune_api.status import MemoryEstimate
+from finetune_api.status import MemoryEstimate, ModelStatus
 from finetune_api.trainer_config import JobIdentity, Paths, ResolvedModel, TrainerConfig, resolve_config
 from rich.table import Table
 from rich.text import Text
@@ -101,11 +101,10 @@ def _judge(config: TrainerConfig, shape: ModelShape, size: str, memory: int) -> 
 
 
 def _title(job: FineTuneJob, shape: ModelShape, trained: int) -> str:
-    share = 100 * trained / max(shape.parameters, 1)
+    counts = ModelStatus(parameters=shape.parameters, trainable_parameters=trained)
     return (
         f"{job.metadata.name}: {job.spec.method_name}, {job.spec.precision}, sequences of "
-        f"{job.spec.dataset.max_length}; {words.number(shape.parameters)} parameters, "
-        f"{words.number(trained)} trained ({share:.2f} %)"
+        f"{job.spec.dataset.max_length}; {counts.trained}"
     )
 
 

@@ -15,7 +15,7 @@ from finetune_cli import words
 from finetune_cli.console import note, out
 from finetune_cli.kubectl import RESOURCE, Kubectl, parse_job
 from finetune_cli.progress_view import describe
-from finetune_cli.results import describe_dataset, describe_model, held_out, show_failure, show_samples
+from finetune_cli.results import describe_dataset, held_out, show_failure, show_samples
 
 _STYLES = {"Succeeded": "green", "Failed": "bold red", "Running": "cyan", "Preparing": "cyan", "Suspended": "yellow"}
 
@@ -106,7 +106,7 @@ def _facts(job: FineTuneJob, now: datetime) -> Iterator[tuple[str, str]]:
             first = f", first {dropped.first}" if dropped.first else ""
             yield "", f"{dropped.count} rows left out: {dropped.reason}{first}"
     if status.model:
-        yield "Parameters", describe_model(status.model)
+        yield "Parameters", status.model.trained
         yield "Architecture", status.model.architecture or ""
         yield "Model digest", status.model.digest or ""
     if status.memory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_api.failures import REASONS, FailureReason
-from finetune_api.status import DatasetStatus, Failure, ModelStatus, Progress, Sample
+from finetune_api.status import DatasetStatus, Failure, Progress, Sample
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -60,8 +60,3 @@ def describe_dataset(found: DatasetStatus) -> str:
         f"{words.number(found.validation_samples)} held out, {words.number(found.truncated)} truncated; "
         f"{words.number(found.tokens)} tokens, {words.number(found.supervised_tokens)} of them supervised{reused}"
     )
-
-
-def describe_model(model: ModelStatus) -> str:
-    """How many parameters are trained."""
-    return f"{words.number(model.trainable_parameters)} of {words.number(model.parameters)} parameters are trained"

@@ -31,7 +31,7 @@ from finetune_cli.documents import read_documents
 from finetune_cli.errors import CliError
 from finetune_cli.local_job import LocalPlan, cache_directory, find_job, plan, threads
 from finetune_cli.progress_view import ProgressView
-from finetune_cli.results import describe_dataset, describe_model, held_out, show_failure, show_samples
+from finetune_cli.results import describe_dataset, held_out, show_failure, show_samples
 from finetune_cli.trainer_process import Ended, Follower, TrainerProcess
 
 TRAINER = (sys.executable, "-m", "finetune_trainer.cli")
@@ -142,8 +142,8 @@ class _Run:
             if ended.report is not None and ended.code == ExitCode.OK and not ended.asked:
                 if ended.report.dataset:
                     view.say(describe_dataset(ended.report.dataset), "dim")
-                if ended.report.model and ended.report.model.parameters:
-                    view.say(describe_model(ended.report.model), "dim")
+                if ended.report.model and ended.report.model.trained:
+                    view.say(ended.report.model.trained, "dim")
                 if self.attempt > 1:
                     view.say(f"attempt {self.attempt}")
                 view.phase("Running")

@@ -145,6 +145,23 @@ class ModelStatus(StatusModel):
     architecture: ShortText | None = None
     """Class of the model."""
 
+    @property
+    def trained(self) -> str:
+        """How many parameters are trained and by how much that is fewer than all, for a person: ``43,646,976 of
+        8,190,735,360 parameters trained: 99.5 % fewer``. Empty where the counts are not known."""
+        trained, total = self.trainable_parameters, self.parameters
+        if trained is None or not total:
+            return ""
+        if trained == total:
+            return f"all {total:,} parameters trained"
+        told = f"{trained:,} of {total:,} parameters trained"
+        if trained > total:  # adapters of a high rank on a small model
+            return told
+        fewer, digits = 100 * (1 - trained / total), 1
+        while round(fewer, digits) == 100 and trained:  # some are trained, and 100 % fewer are none
+            digits += 1
+        return f"{told}: {fewer:.{digits}f} % fewer"
+
 
 class MemoryEstimate(StatusModel):
     """Bytes on one device by part, at the moment when most are in use; comparable with `measured`."""

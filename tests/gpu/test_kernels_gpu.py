@@ -63,6 +63,15 @@ KERNELS: dict[str, dict[str, Any]] = {
     "flex": {"flashAttention": "flex"},
     "eager": {"flashAttention": "disabled"},
 }
+USED = {
+    "fused loss": ["fused-loss"],
+    "liger": ["liger"],
+    "compile": ["compile"],
+    "recompute": ["compile", "gradient-checkpointing"],
+    "offload": ["activation-offload"],
+}
+"""Words of the status for what was asked for."""
+ATTENTION = {"plain": "sdpa", "fused loss": "sdpa", "flex": "flex_attention", "eager": "eager"}
 FAST = ("fused loss", "liger", "compile")
 QUANTIZED: dict[str, dict[str, Any]] = {
     "nf4": {"bits": 4},
@@ -116,10 +125,10 @@ def test_each_kernel_learns(tmp_path: Path, base: Path, kernel: str, packing: bo
     learns(report)
     used = report.acceleration
     assert used is not None
-    if kernel == "fused loss":
-        assert "fused-loss" in used.kernels
-    if kernel in ("liger", "compile"):
-        assert kernel in used.kernels
+    assert set(USED.get(kernel, ())) <= set(used.kernels)
+    assert used.attention == ATTENTION.get(kernel, used.attention)
+    if kernel == "plain":
+        assert not used.kernels
 
 
 @pytest.mark.parametrize("method", [{"lora": {"rank": 4}}, {"full": {}}, {"full": {"masterWeights": "none"}}])

@@ -11,11 +11,14 @@ import torch
 from finetune_api.failures import ExitCode
 from finetune_api.reports import TerminationReport
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.batches import Collator
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluate import evaluating, token_losses
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.picture import read_history
 from finetune_trainer.prepare import prepare
+from finetune_trainer.prepared import load_prepared
 from finetune_trainer.progress import FILE, ProgressLog
 from finetune_trainer.train import train
 from safetensors.torch import load_file
@@ -67,6 +70,14 @@ def run(config: TrainerConfig, interrupted: Interruption | None = None, attempt:
 def output_of(config: TrainerConfig, *parts: str) -> Path:
     """A path in the output directory."""
     return Path(config.paths.output, *parts)
+
+
+def held_out(model: Any, config: TrainerConfig) -> float:
+    """Mean loss of ``model`` on the tokens of the job's held-out rows, in fp32."""
+    sequences = load_prepared(config).validation
+    with evaluating(model, "fp32"):
+        batch = Collator(0, packed=False)([sequences[i] for i in range(len(sequences))])
+        return float(token_losses(model, batch).mean())
 
 
 def run_interrupted(config: TrainerConfig, after: int, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from finetune_api.reports import ExportReport
-from finetune_api.status import Progress, Sample
 from finetune_api.trainer_config import TrainerConfig
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune_trainer.adapters import Start
-from finetune_trainer.card import model_card
+from finetune_trainer.card import Facts, model_card
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import writing_to
 from finetune_trainer.export_check import check_served
@@ -24,23 +22,12 @@ from finetune_trainer.files import sha256_file, whole_directory
 from finetune_trainer.log import log
 from finetune_trainer.picture import draw_losses
 from finetune_trainer.prepared import Prepared
+from finetune_trainer.progress import FILE
 
 ADAPTER, MODEL = "adapter", "model"
 """Directories of the result, by what was trained."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _ADAPTER_CONFIG = "adapter_config.json"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the card tells beside the configuration."""
-
-    prepared: Prepared
-    progress: Progress | None
-    trainable: int
-    samples: list[Sample]
-    start: Start | None = None
-    """As :class:`finetune_trainer.model.Loaded` has it."""
 
 
 def export(
@@ -49,7 +36,7 @@ def export(
     config: TrainerConfig,
     facts: Facts,
     *,
-    history: Path,
+    start: Start | None = None,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> ExportReport:
     """Write ``<output>/adapter`` or ``<output>/model``, whole or not at all.
@@ -59,7 +46,7 @@ def export(
         tokenizer: carries the chat template that trained it.
         config: the job's.
         facts: for the card.
-        history: ``progress.jsonl``, for the picture of the loss.
+        start: as :class:`finetune_trainer.model.Loaded` has it.
         weights: the model's, where ``model`` itself does not hold them whole or as trained.
 
     Raises:
@@ -75,11 +62,11 @@ def export(
             model.to(DTYPES[config.precision])
             model.config.use_cache = True
             weights = weights and {name: value.to(DTYPES[config.precision]) for name, value in weights.items()}
-        if facts.start is not None:
-            with facts.start.written() as start, warnings.catch_warnings():
+        if start is not None:
+            with start.written() as first, warnings.catch_warnings():
                 # peft warns of a second adapter beside OLoRA's, which is its own way of subtracting the start.
                 warnings.filterwarnings("ignore", message="OLoRA changes the base weights")
-                model.save_pretrained(aside, path_initial_model_for_weight_conversion=str(start), state_dict=weights)
+                model.save_pretrained(aside, path_initial_model_for_weight_conversion=str(first), state_dict=weights)
         else:
             model.save_pretrained(aside, safe_serialization=True, state_dict=weights)
         tokenizer.save_pretrained(aside)
@@ -89,12 +76,19 @@ def export(
         check_served(aside, config, prepared)
         if name == ADAPTER:
             _name_base(aside / _ADAPTER_CONFIG, config, prepared)
-        (aside / "README.md").write_text(model_card(config, facts.progress, prepared, facts.trainable, facts.samples))
-        draw_losses(history, aside / "loss.png", per_token=config.stage in ("sft", "pt"))
+        write_card(aside, config, facts)
         make_readable(aside)
         digest = _digest(aside)
     log.info("%s is at %s", name, target)
     return ExportReport(path=name, digest=digest)
+
+
+def write_card(directory: Path, config: TrainerConfig, facts: Facts, *, merged: bool = False) -> None:
+    """The model card and the picture of the loss, beside weights in ``directory``; ``merged`` as of
+    :func:`finetune_trainer.card.model_card`."""
+    (directory / "README.md").write_text(model_card(config, facts, merged=merged), encoding="utf-8")
+    history = Path(config.paths.output) / FILE
+    draw_losses(history, directory / "loss.png", per_token=config.stage in ("sft", "pt"))
 
 
 def copy_processor(model: Path, result: Path) -> None:

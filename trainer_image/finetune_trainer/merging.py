@@ -12,15 +12,15 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from finetune_trainer.card import Facts
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.evaluate import evaluating
-from finetune_trainer.export import ADAPTER, copy_processor, generation_config, make_readable
+from finetune_trainer.export import ADAPTER, copy_processor, generation_config, make_readable, write_card
 from finetune_trainer.export_check import check_served
 from finetune_trainer.files import whole_directory
 from finetune_trainer.heads import model_class
 from finetune_trainer.log import log
-from finetune_trainer.prepared import Prepared
 from finetune_trainer.quantization import forget_quantization, is_packed, whole_layer
 
 DIRECTORY = "merged"
@@ -45,7 +45,7 @@ def load_tuned(config: TrainerConfig, directory: Path) -> Any:
     return PeftModel.from_pretrained(base, Path(config.paths.output) / "adapter")
 
 
-def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig, prepared: Prepared) -> str:
+def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig, facts: Facts) -> str:
     """Merge the adapter into its base and write ``<output>/merged``; the directory's name.
 
     ``model`` is used up. Weights are added up in fp32 and rounded once, to ``output.merge.dtype``. A quantized base is
@@ -57,6 +57,7 @@ def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig,
     """
     assert config.merge is not None  # noqa: S101 - the caller's condition
     name = config.merge.dtype
+    prepared = facts.prepared
     probe = torch.from_numpy(prepared.train[0].input_ids[None, :_PROBE_TOKENS].copy())
     tolerance = TOLERANCE[name]
     if quantized := any(is_packed(part) for part in model.modules()):
@@ -91,6 +92,7 @@ def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig,
         if config.stage != "rm":
             generation_config(merged, tokenizer, prepared.stop_token_ids).save_pretrained(aside)
         check_served(aside, config, prepared)
+        write_card(aside, config, facts, merged=True)
         make_readable(aside)
     log.info("merged weights (%s, %d modules, logits within %.2g of the adapter's) are at %s", name, changed,
              difference, target)  # fmt: skip

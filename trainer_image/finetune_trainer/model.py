@@ -143,12 +143,12 @@ def _loaded(
 ) -> Loaded:
     trainable = sum(size_of(parameter) for parameter in model.parameters() if parameter.requires_grad)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    log.info("%s on %s, attention %s: %s of %s parameters are trained (%.2f %%)", type(model).__name__, name,
-             attention, f"{trainable:,}", f"{total:,}", 100 * trainable / total)  # fmt: skip
+    status = ModelStatus(parameters=total, trainable_parameters=trainable)
+    log.info("%s on %s, attention %s: %s", type(model).__name__, name, attention, status.trained)
     return Loaded(
         model,
         AccelerationStatus(device=name, attention=attention, precision=config.precision, kernels=kernels),
-        ModelStatus(parameters=total, trainable_parameters=trainable),
+        status,
     )
 
 

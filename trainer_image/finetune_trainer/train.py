@@ -22,10 +22,11 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from finetune_trainer.attention import takes_boundaries
 from finetune_trainer.batches import Collator, Examples
+from finetune_trainer.card import Facts
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.evaluate import answers, check_packing, fused_loss_agrees, held_out_loss
-from finetune_trainer.export import Facts, export
+from finetune_trainer.export import export
 from finetune_trainer.files import read_json, write_json
 from finetune_trainer.fused_adapters import separate_adapters
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
@@ -40,7 +41,7 @@ from finetune_trainer.memory import advice, describe, fit_to_device
 from finetune_trainer.merging import load_tuned, merge
 from finetune_trainer.model import Loaded, choose_device, load_model
 from finetune_trainer.prepared import Prepared, load_prepared
-from finetune_trainer.progress import FILE, Poster, ProgressLog
+from finetune_trainer.progress import Poster, ProgressLog
 from finetune_trainer.spread import Spread
 from finetune_trainer.steady import steady
 from finetune_trainer.steps import Steps, count_steps
@@ -242,21 +243,15 @@ class _Run:
 
     def deliver(self, last: Progress, samples: list[Sample], weights: dict[str, torch.Tensor] | None) -> ExportReport:
         """The result, written by one process for all."""
-        result = export(
-            self.loaded.model,
-            self.tokenizer,
-            self.config,
-            Facts(self.prepared, last, self.loaded.status.trainable_parameters or 0, samples, start=self.loaded.start),
-            history=Path(self.config.paths.output) / FILE,
-            weights=weights,
-        )
+        facts = Facts(self.prepared, last, self.loaded.status, samples)
+        result = export(self.loaded.model, self.tokenizer, self.config, facts, start=self.loaded.start, weights=weights)
         if self.config.merge is not None:
             model = self.loaded.model
             separate_adapters(model)
             if self.spread.strategy.shards_weights:
                 self.spread.release()
                 model = load_tuned(self.config, self.prepared.model_directory)
-            merged = merge(model, self.tokenizer, self.config, self.prepared)
+            merged = merge(model, self.tokenizer, self.config, facts)
             result = result.model_copy(update={"merged": merged})
         return result
 

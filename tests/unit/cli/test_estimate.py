@@ -53,7 +53,9 @@ def test_parts_total_and_gpus(tmp_path: Path, model: Path) -> None:
     result = run(tmp_path, "--model-config", str(model), "--gpu-memory", "80Gi", "--gpu-memory", "24Gi")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("night: lora, bf16, sequences of 2048; 596,049,920 parameters, 5,046,272 trained")
+    assert lines[0] == (
+        "night: lora, bf16, sequences of 2048; 5,046,272 of 596,049,920 parameters trained: 99.2 % fewer"
+    )
     assert [line.split()[0] for line in lines[2:9]] == [
         "weights", "gradients", "optimizer", "activations", "logits", "buffers", "total"]  # fmt: skip
     assert lines[9].startswith("80Gi: fits on 1 GPU, micro-batch")

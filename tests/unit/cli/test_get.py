@@ -65,7 +65,7 @@ def test_one_job_in_full(fake: FakeKubectl) -> None:
     assert code == 0
     for piece in (
         "3.0000 → 1.5000", "pvc://night-output/night-0123/adapter", "2 rows left out: empty, first a:3", "3m20s",
-        "10 of 1,000 parameters are trained", "Prepared", "Hm [x]", "Ahoy!",
+        "10 of 1,000 parameters trained: 99.0 % fewer", "Prepared", "Hm [x]", "Ahoy!",
         "4 (1 failed, 2 ended by the cluster)",
     ):  # fmt: skip
         assert piece in out

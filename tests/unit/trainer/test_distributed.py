@@ -40,9 +40,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 CASES = [
     *(("lora", strategy) for strategy in ("ddp", "zero2", "zero3")),
-    *(("full", strategy) for strategy in ("zero2", "zero3")),
+    *(("full", strategy) for strategy in ("zero1", "zero2", "zero3")),
     ("freeze", "zero3"),
 ]
+RAW = {"zero1": {"zero_optimization": {"reduce_bucket_size": 4096}}}
+"""A user's own settings of DeepSpeed, by strategy."""
 
 
 class Runs:
@@ -55,7 +57,7 @@ class Runs:
     def configure(self, name: str, kind: str, strategy: str, **edits: Any) -> TrainerConfig:
         place = self.directory / name
         place.mkdir()
-        spread = {} if strategy == "one" else {"nodes": 2, "strategy": strategy}
+        spread = {} if strategy == "one" else {"nodes": 2, "strategy": strategy, "deepspeed": RAW.get(strategy)}
         settings = {"hyperparameters": STEPS, "distributed": spread, "method": METHODS[kind], **edits}
         return configure(place, self.base, **settings)
 
@@ -161,6 +163,16 @@ def test_a_crash_goes_on_to_the_same_weights(
     assert run_ranks(config, runs.directory).exit_code == ExitCode.OK
     expected = weights(whole)
     assert all(torch.equal(value, expected[name]) for name, value in weights(config).items())
+
+
+def test_raw_settings_are_those_of_the_engine(runs: Runs) -> None:
+    """As its checkpoint has them: the user's, and beside them ours."""
+    config, _ = runs.of("full", "zero1")
+    (file,) = output_of(config, "checkpoints").glob("checkpoint-4/global_step*/mp_rank_00_model_states.pt")
+    settings = torch.load(file, weights_only=False)["ds_config"]
+    zero = settings["zero_optimization"]
+    assert (zero["stage"], zero["reduce_bucket_size"], zero["contiguous_gradients"]) == (1, 4096, True)
+    assert settings["gradient_clipping"] == config.hyperparameters.max_grad_norm
 
 
 def test_one_device_can_hold_weights_in_host_memory(runs: Runs) -> None:

@@ -14,6 +14,7 @@ from finetune_api.training import FullMethod, LoraMethod, MethodSpec, Quantizati
 from finetune_api.weights import Matrix, linear_bytes, quantized_bytes, state_bytes
 from finetune_trainer import model as models
 from finetune_trainer.dtypes import DTYPES
+from finetune_trainer.fp8 import VALUES, Fp8Linear, scale_of
 from finetune_trainer.fused_adapters import fuse_adapters, on_whole_weights
 from finetune_trainer.kernels import compile_layers
 from live_memory import saved_for_backward
@@ -124,6 +125,15 @@ def test_eight_bits_take_a_byte_and_a_scale_a_row() -> None:
     held = _held([layer.weight.data, layer.weight.SCB])
     recipe = Recipe(LORA, "bf16", 8, 1, quantization=QuantizationSpec(bits=8))
     assert linear_bytes(Linear("x", "mlp", 256, 128), recipe) == held
+
+
+def test_eight_bit_floats_take_a_byte_and_a_scale() -> None:
+    layer = torch.nn.Linear(256, 128, bias=False, dtype=torch.bfloat16)
+    packed = Fp8Linear(layer, scale_of(layer.weight.detach(), VALUES))
+    assert not list(packed.parameters())  # the weight in bf16 is not kept beside it
+    weight, scale = packed.get_buffer("weight"), packed.get_buffer("scale")
+    assert (weight.dtype, _held([weight]) / weight.numel(), _held([scale])) == (torch.float8_e4m3fn, 1, 4)
+    assert linear_bytes(Linear("x", "mlp", 256, 128), Recipe(LORA, "fp8", 8, 1)) == _held([weight, scale])
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])

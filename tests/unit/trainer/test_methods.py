@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 from finetune_api.failures import ExitCode
+from finetune_api.status import ModelStatus
 from finetune_trainer import merging
-from finetune_trainer.batches import Collator
+from finetune_trainer.card import Facts
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import evaluating, token_losses
 from finetune_trainer.model import count_parameters, load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from trainings import configure, output_of, run
+from trainings import configure, held_out, output_of, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 LAYERS = "model.layers"
@@ -126,13 +127,40 @@ def test_a_variant_of_lora_learns_and_its_adapter_loads(
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), adapter)
     loss = held_out(tuned, config)
     assert loss == pytest.approx(report.progress.eval_loss, rel=1e-3 if precision == "fp32" else 2e-2)
+    scale = VARIANTS[variant].get("alpha", 8) / (2 if variant == "rslora" else 4)
+    assert set(scales(tuned)) == {scale}  # also where a start is delivered at twice the rank
 
 
-def held_out(model: Any, config: Any) -> float:
-    sequences = load_prepared(config).validation
-    with evaluating(model, "fp32"):
-        batch = Collator(0, packed=False)([sequences[i] for i in range(len(sequences))])
-        return float(token_losses(model, batch).mean())
+def scales(model: Any) -> list[float]:
+    """What each adapter's output is multiplied by."""
+    return [part.scaling["default"] for part in model.modules() if isinstance(part, LoraLayer)]
+
+
+@pytest.mark.parametrize(
+    ("lora", "alpha", "scale"),
+    [
+        ({}, 32, 2.0),  # twice the rank
+        ({"alpha": 8}, 8, 0.5),
+        ({"rslora": True}, 32, 8.0),  # alpha / sqrt(rank)
+        ({"rslora": True, "alpha": 6}, 6, 1.5),
+    ],
+    ids=["default", "alpha", "rslora", "rslora and alpha"],
+)
+def test_adapters_are_scaled_by_alpha_and_rank(
+    tmp_path: Path, tiny: Path, lora: dict[str, Any], alpha: int, scale: float
+) -> None:
+    config = configure(tmp_path, tiny, method={"lora": {"rank": 16, **lora}})
+    model = load_model(config, tiny, torch.device("cpu")).model
+    assert set(scales(model)) == {scale}
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(b)
+    inputs = torch.randn(3, layer.in_features)
+    torch.testing.assert_close(layer(inputs) - layer.base_layer(inputs), scale * inputs @ a.T @ b.T)
+    model.save_pretrained(tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    found = (settings["r"], settings["lora_alpha"], settings["use_rslora"])
+    assert found == (16, alpha, bool(lora.get("rslora")))
 
 
 def test_lora_plus_gives_b_the_higher_learning_rate(tmp_path: Path, tiny: Path) -> None:
@@ -188,7 +216,7 @@ def test_a_merge_that_changes_nothing_is_an_error(tmp_path: Path, tiny: Path) ->
     untrained = load_model(config, tiny, torch.device("cpu")).model
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     with pytest.raises(TrainerError, match="changed no weight") as raised:
-        merging.merge(untrained, tokenizer, config, load_prepared(config))
+        merging.merge(untrained, tokenizer, config, Facts(load_prepared(config), None, ModelStatus(), []))
     assert raised.value.exit_code is ExitCode.EXPORT_INVALID
     assert not output_of(config, "merged").exists()
 

@@ -67,6 +67,37 @@ def test_it_learns_through_adapters_and_merges(tmp_path: Path, tiny: Path, kind:
     assert merged.model.layers[0].mlp.up_proj.weight.dtype is torch.float32
 
 
+HQQ_ERRORS = {1: 1.2, 2: 0.47, 3: 0.2, 4: 0.1, 5: 0.045, 6: 0.022, 8: 0.0055}
+"""Relative error of normally distributed weights by bits, in groups of 64, with room. With one bit little is left of
+them: HQQ keeps a group's least and largest value."""
+
+
+@pytest.mark.parametrize("bits", HQQ_ERRORS)
+def test_hqq_trains_with_any_of_its_bits(tmp_path: Path, tiny: Path, bits: int) -> None:
+    model = load_model(configure(tmp_path, tiny, quantization={"method": "hqq", "bits": bits}), tiny, CPU).model
+    original = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    for name, layer in base_layers(model).items():
+        assert is_packed(layer)
+        weight = original.get_submodule(name).weight
+        error = (whole_layer(layer).weight - weight).norm() / weight.norm()
+        assert HQQ_ERRORS[bits] / 2 < error < HQQ_ERRORS[bits], name
+    ids = torch.arange(5, 37)[None]
+    with torch.no_grad():
+        expected = original.eval()(input_ids=ids).logits
+        assert (model(input_ids=ids).logits - expected).norm() < HQQ_ERRORS[bits] * expected.norm()
+    optimizer = torch.optim.AdamW([part for part in model.parameters() if part.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(5):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        gradients = [part.grad for part in model.parameters() if part.requires_grad]
+        assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.1
+
+
 def test_dora_works_on_a_quantized_base(tmp_path: Path, tiny: Path) -> None:
     config = configure(tmp_path, tiny, quantization={"bits": 4}, method={"lora": {"rank": 4, "dora": True}})
     assert run(config).output is not None

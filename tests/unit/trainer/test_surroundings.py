@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from finetune_trainer import surroundings
+from torch._dynamo.utils import counters
 from transformers import TrainingArguments
 
 
@@ -30,6 +32,28 @@ def test_models_go_to_the_cache_volume_and_nothing_else_does(tmp_path: Path) -> 
     surroundings.set_up(tmp_path / "cache")
     assert os.environ["HF_HUB_CACHE"] == str(tmp_path / "cache" / "hub")
     assert not os.environ["HF_MODULES_CACHE"].startswith(str(tmp_path))
+
+
+def test_what_was_compiled_is_on_the_cache_volume_for_the_next_attempt(tmp_path: Path) -> None:
+    """A product alone, which is a call of the library: no compiler of C++ is needed for it."""
+
+    def attempt(cache: Path) -> str:
+        surroundings.set_up(cache)
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache / "compiled" / "inductor")
+        assert os.environ["TRITON_CACHE_DIR"] == str(cache / "compiled" / "triton")
+        torch._dynamo.reset()  # as a new process, which has no graphs
+        counters.clear()
+        square = torch.compile(lambda matrix: matrix @ matrix)
+        torch.testing.assert_close(square(torch.eye(8)), torch.eye(8))
+        (found,) = (name for name in ("hit", "miss") if counters["inductor"][f"fxgraph_cache_{name}"])
+        return found
+
+    assert attempt(tmp_path / "volume") == "miss"
+    written = {path for path in (tmp_path / "volume/compiled/inductor").rglob("*") if path.is_file()}
+    assert written
+    assert attempt(tmp_path / "volume") == "hit"
+    assert all(path.is_file() for path in written)
+    assert attempt(tmp_path / "other") == "miss"
 
 
 @pytest.mark.parametrize(

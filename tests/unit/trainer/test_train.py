@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -31,7 +32,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 CPU = torch.device("cpu")
 
 
-def test_lora_learns_and_delivers_an_adapter_that_loads(tmp_path: Path, tiny: Path) -> None:
+def test_lora_learns_and_delivers_an_adapter_that_loads(
+    tmp_path: Path, tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     config = configure(
         tmp_path,
         tiny,
@@ -47,6 +51,9 @@ def test_lora_learns_and_delivers_an_adapter_that_loads(tmp_path: Path, tiny: Pa
     assert progress.eval_loss < progress.initial_eval_loss - 0.1
     assert report.model is not None
     assert report.model.trainable_parameters == count_parameters(config, tiny)[1]
+    assert re.search(r"[\d,]+ of [\d,]+ parameters trained: [\d.]+ % fewer", report.model.trained)
+    assert report.model.trained in caplog.text
+    assert f"| parameters | {report.model.trained} |" in output_of(config, "adapter", "README.md").read_text()
     assert report.checkpoint is not None
     assert report.checkpoint.step == 20
     assert [sample.before != sample.after for sample in report.samples] == [True]
