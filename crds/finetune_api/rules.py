@@ -10,6 +10,7 @@ message says what to do instead.
 from __future__ import annotations
 
 from finetune_api.multimodal_rules import MULTIMODAL_RULES
+from finetune_api.precision_rules import PRECISION_RULES
 from finetune_api.predicates import (
     Condition,
     Custom,
@@ -142,11 +143,6 @@ CONFLICTS: tuple[Rule, ...] = (
         both(Present("output.merge"), _QUANTIZED, _SHARDED),
         "a quantized base is merged from its own weights, which are shared out; use zero2, or merge the adapter later",
     ),
-    Rule(
-        "precision",
-        both(OneOf("precision", ("fp16",)), OneOf("distributed.gpusPerNode", (0,))),
-        "fp16 needs a GPU, since CPUs have no arithmetic for it; use fp32, or bf16 where the CPU has that",
-    ),
     *(
         Rule(field, both(condition, _ON_CPU), f"{what} a GPU; set distributed.gpusPerNode, or {instead}")
         for field, condition, what, instead in (
@@ -207,26 +203,6 @@ CONFLICTS: tuple[Rule, ...] = (
         "acceleration.fusedAdapters",
         both(_FUSED, OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))),
         "it is for one device, or several by ddp; leave it unset",
-    ),
-    Rule(
-        "precision",
-        both(OneOf("precision", ("fp8",)), either(_ON_CPU, _FREEZE)),
-        "fp8 needs a GPU (Ada, Hopper or later) and method full or lora; use bf16",
-    ),
-    Rule(
-        "precision",
-        both(OneOf("precision", ("fp8",)), OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))),
-        "fp8 is for one GPU, or several by ddp; use bf16 to share weights out",
-    ),
-    Rule(
-        "method.lora.dora",
-        both(OneOf("precision", ("fp8",)), OneOf("method.lora.dora", (True,))),
-        "DoRA needs the norms of weights, which an fp8 base does not give; use bf16",
-    ),
-    Rule(
-        "quantization",
-        both(OneOf("precision", ("fp8",)), _QUANTIZED),
-        "fp8 needs a base that is not quantized",
     ),
     Rule(
         "output.claim.accessMode",
@@ -364,7 +340,7 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
 )
 
-RULES: tuple[Rule, ...] = CONFLICTS + MULTIMODAL_RULES + STAGE_RULES + UNSLOTH_RULES + UNSUPPORTED
+RULES: tuple[Rule, ...] = CONFLICTS + PRECISION_RULES + MULTIMODAL_RULES + STAGE_RULES + UNSLOTH_RULES + UNSUPPORTED
 
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "stage",

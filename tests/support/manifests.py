@@ -318,6 +318,24 @@ CASES: tuple[Case, ...] = (
         "one device, or several by ddp",
     ),
     Case("half precision on the CPU", {"precision": "fp16"}, "fp16 needs a GPU"),
+    Case(
+        "half precision without masters",
+        {
+            "precision": "fp16",
+            "method": {"full": {"masterWeights": "none"}},
+            "distributed": {"gpusPerNode": 1},
+        },
+        "spec.method.full.masterWeights: fp16 scales the loss",
+    ),
+    Case(
+        "half precision with a module in full",
+        {"precision": "fp16", "method.lora.modulesToSave": ["norm"], "distributed": {"gpusPerNode": 1}},
+    ),
+    Case(
+        "flash attention in 32 bits",
+        {"precision": "fp32", "acceleration": {"flashAttention": "fa2"}, "distributed": {"gpusPerNode": 1}},
+        "computes in bf16 and fp16 alone",
+    ),
     Case("freeze of no layer", {"method": {"freeze": {"trainableLayers": 0}}}, "0 trains nothing"),
     Case("a merge of whole weights", {"method": {"full": {}}, "output": {"merge": {}}}, "merging is for adapters"),
     # Stages.
