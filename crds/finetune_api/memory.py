@@ -307,7 +307,7 @@ def logit_bytes(shape: ModelShape, recipe: Recipe) -> Logits:
     tokens, vocabulary, compute = recipe.tokens, shape.vocabulary, recipe.compute
     if recipe.scores:
         return Logits(0.0, 0.0, 0.0)
-    if recipe.liger or recipe.fused_loss:
+    if recipe.fused_loss:
         chunks = -(-vocabulary // (fused_loss_scale(tokens, shape.hidden, vocabulary) * shape.hidden))
         chunk = min(tokens, 1 << (max(1, -(-tokens // chunks)) - 1).bit_length())
         held = chunk * vocabulary * compute + 2 * tokens * shape.hidden * compute

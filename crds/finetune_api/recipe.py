@@ -31,9 +31,9 @@ class Recipe:
     """Type of the weights that method full trains: fp32, or `none` for those of `precision`."""
     checkpointing: bool = False
     liger: bool = False
-    """Fused norms, activations and cross entropy."""
+    """Fused norms and activations."""
     fused_loss: bool = False
-    """Fused cross entropy alone."""
+    """Fused cross entropy."""
     eager: bool = False
     """Attention that keeps its scores."""
     masked: bool = False
@@ -131,8 +131,12 @@ def recipe_of(
         quantization=config.quantization,
         master_weights=config.method.full.master_weights if config.method.full is not None else "fp32",
         checkpointing=wishes.gradient_checkpointing,
-        liger=bool(wishes.liger) and not wishes.compile,
-        fused_loss=gpu and wishes.liger is not False and config.stage in ("sft", "pt"),
+        liger=bool(wishes.liger),
+        # It reads the head's weight, which must be there whole.
+        fused_loss=gpu
+        and wishes.liger is not False
+        and config.stage in ("sft", "pt")
+        and chosen not in ("zero3", "fsdp2"),
         eager=wishes.flash_attention == "disabled",
         masked=is_masked(config, micro, on_gpu=gpu) if masked is None else masked,
         optimizer=numbers.optimizer,

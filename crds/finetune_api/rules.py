@@ -178,6 +178,12 @@ CONFLICTS: tuple[Rule, ...] = (
         "HQQ's layers cannot be compiled with adapters on them; leave it false, or use bitsandbytes",
     ),
     Rule(
+        "acceleration.liger",
+        both(OneOf("acceleration.liger", (True,)), OneOf("acceleration.compile", (True,))),
+        "compiled layers make kernels of norms, rotary embeddings and gated units themselves; leave liger unset, which "
+        "keeps its fused loss",
+    ),
+    Rule(
         "acceleration.fusedAdapters",
         both(_FUSED, either(_FULL, _FREEZE)),
         "adapters are LoRA's; leave it unset, or use method lora",

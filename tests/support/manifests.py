@@ -137,7 +137,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "kernels on a GPU",
         {
-            "acceleration": {"flashAttention": "fa2", "liger": True, "compile": True, "activationOffload": True},
+            "acceleration": {"flashAttention": "fa2", "liger": True, "activationOffload": True},
             "hyperparameters.optimizer": "paged_adamw8bit",
             "distributed": {"gpusPerNode": 1},
         },
@@ -285,6 +285,15 @@ CASES: tuple[Case, ...] = (
     ),
     Case("flash attention on the CPU", {"acceleration": {"flashAttention": "fa3"}}, "need a GPU"),
     Case("liger on the CPU", {"acceleration": {"liger": True}}, "need a GPU"),
+    Case(
+        "liger in compiled layers",
+        {"acceleration": {"liger": True, "compile": True}, "distributed": {"gpusPerNode": 1}},
+        "leave liger unset, which keeps its fused loss",
+    ),
+    Case(
+        "a fused loss in compiled layers",
+        {"acceleration": {"compile": True}, "distributed": {"gpusPerNode": 1}},
+    ),
     Case("offload on the CPU", {"acceleration": {"activationOffload": True}}, "from a GPU"),
     Case("an 8-bit optimizer on the CPU", {"hyperparameters.optimizer": "adamw8bit"}, "need a GPU"),
     Case(

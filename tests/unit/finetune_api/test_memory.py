@@ -110,6 +110,7 @@ def test_the_total_is_the_sum_of_the_parts() -> None:
     [
         {"checkpointing": True},
         {"liger": True},
+        {"fused_loss": True},
         {"length": 1024},
         {"micro_batch": 2},
         {"eager": False},
@@ -140,14 +141,17 @@ def test_zero_shares_state_gradients_and_weights_in_this_order() -> None:
     assert offloaded == (0, 0, 0)
 
 
+LIGER: dict[str, Any] = {"liger": True, "fused_loss": True}
+
+
 @pytest.mark.parametrize(
     ("recipe", "measured"),
     [
-        (Recipe(LORA, "bf16", 4096, 2, liger=True), 63.5),
-        (Recipe(LORA, "bf16", 4096, 4, liger=True, checkpointing=True), 24.4),
-        (Recipe(LORA, "bf16", 4096, 4, liger=True, checkpointing=True, quantization=QuantizationSpec(bits=4)), 13.3),
-        (Recipe(FULL, "bf16", 4096, 2, liger=True, master_weights="none"), 87.6),
-        (Recipe(FULL, "bf16", 4096, 4, liger=True, master_weights="none", checkpointing=True), 62.3),
+        (Recipe(LORA, "bf16", 4096, 2, **LIGER), 63.5),
+        (Recipe(LORA, "bf16", 4096, 4, **LIGER, checkpointing=True), 24.4),
+        (Recipe(LORA, "bf16", 4096, 4, **LIGER, checkpointing=True, quantization=QuantizationSpec(bits=4)), 13.3),
+        (Recipe(FULL, "bf16", 4096, 2, **LIGER, master_weights="none"), 87.6),
+        (Recipe(FULL, "bf16", 4096, 4, **LIGER, master_weights="none", checkpointing=True), 62.3),
     ],
     ids=["lora", "lora-checkpointing", "qlora-checkpointing", "full", "full-checkpointing"],
 )
@@ -155,6 +159,24 @@ def test_peaks_that_another_trainer_measured(recipe: Recipe, measured: float) ->
     """GiB of torch.cuda.max_memory_allocated on an H200: TRL 1.15 with Liger 0.8.5, torch 2.11, Qwen3-8B's shape with
     random weights, 2026-11-23."""
     assert estimate(ModelShape.from_config(QWEN3_8B), recipe).total / GIB == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("liger", [None, True])
+@pytest.mark.parametrize(
+    ("fields", "fused"),
+    [
+        ({}, True),
+        ({"distributed": {"gpusPerNode": 2, "strategy": "zero2"}}, True),
+        ({"distributed": {"gpusPerNode": 2, "strategy": "zero3"}}, False),
+        ({"distributed": {"gpusPerNode": 2, "strategy": "fsdp2"}}, False),
+        ({"stage": "orpo"}, False),
+    ],
+    ids=str,
+)
+def test_the_estimate_has_a_fused_loss_where_the_trainer_fuses_it(
+    liger: bool | None, fields: dict[str, Any], fused: bool
+) -> None:
+    assert recipe_of(job(acceleration={"liger": liger}, **fields)).fused_loss == fused
 
 
 # -- what fits ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from finetune_trainer.batches import Collator
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import evaluating, fused_loss_agrees
 from finetune_trainer.fused_adapters import on_whole_weights
-from finetune_trainer.kernels import check_kernels, compile_layers
+from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers
 from finetune_trainer.model import load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import IGNORED, Sequence, load_prepared
@@ -323,6 +323,17 @@ def test_liger_without_kernels_for_a_model_is_refused(tmp_path: Path, tiny: Path
     check_kernels(config, LlamaConfig())
     with pytest.raises(TrainerError, match="'gptj'"):
         check_kernels(config, AutoConfig.for_model("gptj"))
+
+
+def test_a_loss_that_cannot_be_fused_is_told(tmp_path: Path, tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, gpu = AutoModelForCausalLM.from_pretrained(tiny), torch.device("cuda")
+    config = configure(tmp_path, tiny, distributed={"gpusPerNode": 2, "strategy": "zero3"})
+    assert apply_kernels(config, model, gpu, fused_loss=False) == []
+    assert "the loss holds its logits" in caplog.text
+    caplog.clear()
+    refused = configure(tmp_path, tiny, acceleration={"liger": False}, distributed={"gpusPerNode": 2})
+    assert apply_kernels(refused, model, gpu, fused_loss=False) == []
+    assert caplog.text == ""
 
 
 def test_auto_takes_the_varlen_kernel_only_where_it_is_the_models_attention(tmp_path: Path, tiny: Path) -> None:

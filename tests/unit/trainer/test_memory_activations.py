@@ -239,7 +239,9 @@ def test_activations_of_variants(variant: str, precision: Any) -> None:
 def test_the_fused_loss_holds_a_few_times_the_hidden_states() -> None:
     shape = ModelShape.from_config(SHAPES["llama"])
     tokens = 65_536
-    plain, fused = (logit_bytes(shape, Recipe(LORA, "bf16", tokens // 4, 4, liger=liger)) for liger in (False, True))
+    plain, fused = (
+        logit_bytes(shape, Recipe(LORA, "bf16", tokens // 4, 4, fused_loss=fused)) for fused in (False, True)
+    )
     assert plain.backward == 12 * tokens * shape.vocabulary
     assert fused.forward <= 2 * (4 + 2) * tokens * shape.hidden
 
