@@ -320,7 +320,7 @@ def test_flash_attention_that_is_not_installed_is_refused(tmp_path: Path, tiny: 
 
 
 @pytest.mark.parametrize(
-    ("installed", "capability", "fields", "expected"),
+    "case",
     [
         ({"fa2", "fa3"}, (9, 0), {"precision": "bf16"}, "flash_attention_3"),
         ({"fa3"}, (9, 0), {"precision": "fp8", "packing": True}, "flash_attention_3"),
@@ -336,11 +336,9 @@ def test_auto_takes_the_best_attention_that_is_installed_for_the_gpu_and_the_pre
     tmp_path: Path,
     tiny: Path,
     monkeypatch: pytest.MonkeyPatch,
-    installed: set[str],
-    capability: tuple[int, int],
-    fields: dict[str, Any],
-    expected: str,
+    case: tuple[set[str], tuple[int, int], dict[str, Any], str],
 ) -> None:
+    installed, capability, fields, expected = case
     monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: "fa2" in installed)
     monkeypatch.setattr(attention, "is_flash_attn_3_available", lambda: "fa3" in installed)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
