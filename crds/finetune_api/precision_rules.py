@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_api.predicates import OneOf, Present, both, either
 from finetune_api.rule import Rule
+from finetune_api.spread_rules import NOT_BY_DDP
 
 _FP8, _FP16, _FP32 = (OneOf("precision", (name,)) for name in ("fp8", "fp16", "fp32"))
 _ON_CPU = OneOf("distributed.gpusPerNode", (0,))
@@ -31,7 +32,7 @@ PRECISION_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "precision",
-        both(_FP8, OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))),
+        both(_FP8, NOT_BY_DDP),
         "fp8 is for one GPU, or several by ddp; use bf16 to share weights out",
     ),
     Rule(

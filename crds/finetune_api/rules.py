@@ -1,7 +1,8 @@
 """Every rule between fields, in one table: what cannot work, what is not supported yet, what a value must be.
 
-From this table come the CRD's CEL rules, the local validation, the compatibility page (docs/compatibility.md) and
-the tests that demand equal verdicts of both. A rule says when a spec is *refused*.
+From this table come the CRD's CEL rules, the local validation, the trainer's own, what `strategy: auto` chooses from,
+the compatibility page (docs/compatibility.md) and the tests that demand equal verdicts. A rule says when a spec is
+*refused*.
 
 The combinations that no trainer can run are those of peft, bitsandbytes and DeepSpeed themselves; each rule's
 message says what to do instead.
@@ -25,6 +26,7 @@ from finetune_api.predicates import (
     lookup,
 )
 from finetune_api.rule import SOURCES, SPEC, Rule
+from finetune_api.spread_rules import SPREAD_RULES
 from finetune_api.stage_rules import STAGE_RULES
 from finetune_api.unsloth_rules import UNSLOTH_RULES
 
@@ -53,10 +55,8 @@ def _indivisible_batch(data: Data) -> bool:
 
 _FULL, _FREEZE, _LORA = Present("method.full"), Present("method.freeze"), Present("method.lora")
 _QUANTIZED = Present("quantization")
-_SHARDED = OneOf("distributed.strategy", ("zero3", "fsdp2"))
 _ON_CPU = OneOf("distributed.gpusPerNode", (0,))
 _FUSED = OneOf("acceleration.fusedAdapters", (True,))
-_FSDP = OneOf("distributed.strategy", ("fsdp2",))
 _MICRO = "self.hyperparameters.microBatchSize"
 _DEVICES = "(self.distributed.nodes * (self.distributed.gpusPerNode > 0 ? self.distributed.gpusPerNode : 1))"
 
@@ -113,21 +113,6 @@ CONFLICTS: tuple[Rule, ...] = (
         "PiSSA and OLoRA change the base under DoRA's magnitudes, and could not be delivered; use one of them",
     ),
     Rule(
-        "distributed.strategy",
-        both(_SHARDED, OneOf("quantization.method", ("hqq",))),
-        "ZeRO-3 and FSDP2 cannot shard hqq's weights; use ddp or zero2, or bitsandbytes with 4 bits",
-    ),
-    Rule(
-        "distributed.strategy",
-        both(_SHARDED, OneOf("quantization.method", ("bitsandbytes",)), OneOf("quantization.bits", (8,))),
-        "ZeRO-3 and FSDP2 cannot shard bitsandbytes' 8-bit weights; use 4 bits, or ddp or zero2",
-    ),
-    Rule(
-        "method.lora.init",
-        both(OneOf("method.lora.init", ("pissa", "olora")), _SHARDED),
-        "PiSSA and OLoRA need whole weights, which ZeRO-3 and FSDP2 shard; use init: default or zero2",
-    ),
-    Rule(
         "method.freeze.trainableLayers",
         both(_FREEZE, OneOf("method.freeze.trainableLayers", (0,))),
         "0 trains nothing; n > 0 trains the last n layers, n < 0 the first n",
@@ -137,11 +122,6 @@ CONFLICTS: tuple[Rule, ...] = (
         "output.merge",
         both(Present("output.merge"), Not(_LORA), either(_FULL, _FREEZE)),
         "merging is for adapters; full and freeze deliver whole weights anyway",
-    ),
-    Rule(
-        "output.merge",
-        both(Present("output.merge"), _QUANTIZED, _SHARDED),
-        "a quantized base is merged from its own weights, which are shared out; use zero2, or merge the adapter later",
     ),
     *(
         Rule(field, both(condition, _ON_CPU), f"{what} a GPU; set distributed.gpusPerNode, or {instead}")
@@ -166,11 +146,6 @@ CONFLICTS: tuple[Rule, ...] = (
                 "use adamw",
             ),
         )
-    ),
-    Rule(
-        "acceleration.compile",
-        both(OneOf("acceleration.compile", (True,)), OneOf("distributed.strategy", ("zero3",))),
-        "layers whose weights ZeRO-3 shares out cannot be compiled; leave it false, or use fsdp2, zero2 or ddp",
     ),
     Rule(
         "acceleration.compile",
@@ -206,11 +181,6 @@ CONFLICTS: tuple[Rule, ...] = (
         "it is not for hqq's weights nor bitsandbytes' 8 bits; leave it unset, or use bitsandbytes with 4 bits",
     ),
     Rule(
-        "acceleration.fusedAdapters",
-        both(_FUSED, OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))),
-        "it is for one device, or several by ddp; leave it unset",
-    ),
-    Rule(
         "output.claim.accessMode",
         both(
             MoreThan("distributed.nodes", 1),
@@ -218,6 +188,7 @@ CONFLICTS: tuple[Rule, ...] = (
             Not(OneOf("output.claim.accessMode", ("ReadWriteMany",))),
         ),
         "pods on several nodes write to one claim: use ReadWriteMany, or name a claim that has it",
+        cluster_only=True,
     ),
     Rule(
         "template.ref",
@@ -253,45 +224,6 @@ CONFLICTS: tuple[Rule, ...] = (
         ),
         "must be a multiple of microBatchSize x nodes x gpusPerNode",
         "invalid",
-    ),
-    Rule(
-        "distributed.offload",
-        both(
-            OneOf("distributed.offload", ("optimizer", "parameters")),
-            OneOf("distributed.strategy", ("ddp", "fsdp2")),
-        ),
-        "offload is DeepSpeed's; use strategy zero2 or zero3",
-    ),
-    Rule(
-        "distributed.offload",
-        both(OneOf("distributed.offload", ("parameters",)), OneOf("distributed.strategy", ("zero1", "zero2"))),
-        "only zero3 can hold parameters in host memory; use it, or offload: optimizer",
-    ),
-    Rule(
-        "distributed.offload",
-        both(
-            OneOf("distributed.offload", ("optimizer", "parameters")),
-            OneOf("hyperparameters.optimizer", ("adamw8bit", "paged_adamw8bit")),
-        ),
-        "bitsandbytes' optimizers cannot update state in host memory; use adamw, or offload: none",
-    ),
-    Rule(
-        "distributed.deepspeed",
-        both(
-            Present("distributed.deepspeed"),
-            Not(OneOf("distributed.strategy", ("zero1", "zero2", "zero3"))),
-        ),
-        "raw DeepSpeed settings need a strategy of DeepSpeed's by name: zero1, zero2 or zero3",
-    ),
-    Rule(
-        "distributed.strategy",
-        both(_FSDP, OneOf("distributed.gpusPerNode", (0,))),
-        "fsdp2 needs GPUs; use ddp, zero2 or zero3 on CPUs",
-    ),
-    Rule(
-        "distributed.strategy",
-        both(_FSDP, either(_FREEZE, _QUANTIZED, OneOf("precision", ("fp16",)))),
-        "fsdp2 trains full and lora, unquantized, in bf16 or fp32; use zero3 or zero2",
     ),
     Rule(
         "method.lora.targetModules",
@@ -346,7 +278,15 @@ UNSUPPORTED: tuple[Rule, ...] = (
     _later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
 )
 
-RULES: tuple[Rule, ...] = CONFLICTS + PRECISION_RULES + MULTIMODAL_RULES + STAGE_RULES + UNSLOTH_RULES + UNSUPPORTED
+RULES: tuple[Rule, ...] = (
+    *CONFLICTS,
+    *PRECISION_RULES,
+    *SPREAD_RULES,
+    *MULTIMODAL_RULES,
+    *STAGE_RULES,
+    *UNSLOTH_RULES,
+    *UNSUPPORTED,
+)
 
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "stage",

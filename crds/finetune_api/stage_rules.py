@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_api.predicates import Condition, Custom, Data, MoreThan, Not, OneOf, Present, both, either, lookup
 from finetune_api.rule import Rule
+from finetune_api.spread_rules import NOT_BY_DDP, SHARDED
 from finetune_api.stages import PREFERENCE_NUMBERS, PREFERENCE_STAGES, REFERENCE_STAGES, STAGE_FORMATS
 
 
@@ -118,13 +119,13 @@ STAGE_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "distributed.strategy",
-        both(OneOf("distributed.strategy", ("zero3", "fsdp2")), _PREFERENCE),
+        both(SHARDED, _PREFERENCE),
         "preference stages need the whole model on each device; use ddp, zero2 or auto",
     ),
     Rule(
         "distributed.strategy",
         both(
-            OneOf("distributed.strategy", ("zero1", "zero2")),
+            NOT_BY_DDP,
             OneOf("stage", REFERENCE_STAGES),
             Not(Present("method.lora")),
         ),

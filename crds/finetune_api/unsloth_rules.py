@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from finetune_api.predicates import Condition, MoreThan, NonEmpty, Not, OneOf, Present, both, either
 from finetune_api.rule import Rule
+from finetune_api.spread_rules import NOT_BY_DDP
 
 _UNSLOTH = OneOf("acceleration.unsloth", (True,))
 _FIELD = "acceleration.unsloth"
-_SPREAD = OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))
 
 
 def _conflict(field: str, when: Condition, message: str) -> Rule:
@@ -96,8 +96,7 @@ UNSLOTH_RULES: tuple[Rule, ...] = (
         either(
             MoreThan("distributed.gpusPerNode", 1),
             MoreThan("distributed.nodes", 1),
-            _SPREAD,
-            Not(OneOf("distributed.offload", ("none",))),
+            NOT_BY_DDP,
         ),
         "Unsloth on several devices, or under DeepSpeed or FSDP2; use one GPU with strategy auto, or leave it false",
     ),

@@ -460,6 +460,26 @@ CASES: tuple[Case, ...] = (
         "multiple of microBatchSize",
     ),
     Case("offload without zero", {"distributed": {"offload": "optimizer", "strategy": "ddp"}}, "offload is DeepSpeed"),
+    *(
+        Case(
+            f"{name} with {offload} in host memory by the strategy that is found",
+            {**edits, "distributed": {"offload": offload, "gpusPerNode": 1}},
+            refused,
+        )
+        for name, offload, edits, refused in (
+            ("fp8", "optimizer", {"precision": "fp8"}, "several by ddp"),
+            ("8 bits", "parameters", {"quantization": {"bits": 8}}, "cannot shard bitsandbytes' 8-bit"),
+            ("pissa", "parameters", {"method.lora.init": "pissa"}, "need whole weights"),
+            ("compile", "parameters", {"acceleration": {"compile": True}}, "ZeRO-3 shares out"),
+            ("orpo", "parameters", {"stage": "orpo", SOURCE: PAIRS}, "need the whole model"),
+            (
+                "dpo of all weights",
+                "optimizer",
+                {"stage": "dpo", SOURCE: PAIRS, "method": {"full": {}}},
+                "which only ddp holds whole",
+            ),
+        )
+    ),
     Case(
         "parameters in host memory under zero2",
         {"distributed": {"strategy": "zero2", "offload": "parameters"}},

@@ -229,6 +229,8 @@ def test_a_strategy_that_the_rules_refuse_is_not_proposed() -> None:
     assert found is not None
     assert found.strategy == "zero3"
     assert smallest_gpu_count(eight, shape, 40 * GIB) is None  # its weights cannot be shared out
+    pairs = four.model_copy(update={"stage": "orpo"})
+    assert smallest_gpu_count(pairs, shape, 40 * GIB) is None  # nor those of a model that judges whole
 
 
 def test_offload_needs_no_second_gpu() -> None:

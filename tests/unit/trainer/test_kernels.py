@@ -308,7 +308,7 @@ def test_a_wish_that_the_cpu_cannot_meet_is_refused(
 ) -> None:
     with pytest.raises(TrainerError, match=field) as raised:
         prepare(configure(tmp_path, tiny, **edits))
-    assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
+    assert raised.value.exit_code is ExitCode.CONFIG_INVALID
 
 
 def test_flash_attention_that_is_not_installed_is_refused(tmp_path: Path, tiny: Path) -> None:
