@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from finetune_api.predicates import OneOf, Present, both, either
-from finetune_api.rule import Rule
+from finetune_api.predicates import OneOf, Present, both
+from finetune_api.rule import Rule, later
 from finetune_api.spread_rules import NOT_BY_DDP
 
 _FP8, _FP16, _FP32 = (OneOf("precision", (name,)) for name in ("fp8", "fp16", "fp32"))
@@ -27,18 +27,19 @@ PRECISION_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "precision",
-        both(_FP8, either(_ON_CPU, Present("method.freeze"))),
-        "fp8 needs a GPU (Ada, Hopper or later) and method full or lora; use bf16",
+        both(_FP8, _ON_CPU),
+        "fp8 needs a GPU (Ada, Hopper or later); use bf16",
     ),
-    Rule(
+    later("precision", both(_FP8, Present("method.freeze")), "fp8 with method freeze; use full or lora, or bf16"),
+    later(
         "precision",
         both(_FP8, NOT_BY_DDP),
-        "fp8 is for one GPU, or several by ddp; use bf16 to share weights out",
+        "fp8 under DeepSpeed and FSDP2; use ddp, or bf16",
     ),
-    Rule(
+    later(
         "method.lora.dora",
         both(_FP8, OneOf("method.lora.dora", (True,))),
-        "DoRA needs the norms of weights, which an fp8 base does not give; use bf16",
+        "DoRA on an fp8 base; use bf16",
     ),
     Rule(
         "quantization",

@@ -13,7 +13,6 @@ from __future__ import annotations
 from finetune_api.multimodal_rules import MULTIMODAL_RULES
 from finetune_api.precision_rules import PRECISION_RULES
 from finetune_api.predicates import (
-    Condition,
     Custom,
     Data,
     MoreThan,
@@ -25,7 +24,7 @@ from finetune_api.predicates import (
     either,
     lookup,
 )
-from finetune_api.rule import SOURCES, SPEC, Rule
+from finetune_api.rule import SOURCES, Rule, later
 from finetune_api.spread_rules import SPREAD_RULES
 from finetune_api.stage_rules import STAGE_RULES
 from finetune_api.unsloth_rules import UNSLOTH_RULES
@@ -102,15 +101,15 @@ CONFLICTS: tuple[Rule, ...] = (
         "say how many bits, such as bits: 4",
         "invalid",
     ),
-    Rule(
+    later(
         "method.lora.init",
         both(OneOf("method.lora.init", ("pissa", "olora")), _QUANTIZED),
-        "PiSSA and OLoRA start from the full weights, which a quantized base does not have; use init: default",
+        "PiSSA and OLoRA on a quantized base, whose full weights they start from; use init: default",
     ),
-    Rule(
+    later(
         "method.lora.init",
         both(OneOf("method.lora.init", ("pissa", "olora")), OneOf("method.lora.dora", (True,))),
-        "PiSSA and OLoRA change the base under DoRA's magnitudes, and could not be delivered; use one of them",
+        "PiSSA and OLoRA with DoRA; use one of them",
     ),
     Rule(
         "method.freeze.trainableLayers",
@@ -147,10 +146,10 @@ CONFLICTS: tuple[Rule, ...] = (
             ),
         )
     ),
-    Rule(
+    later(
         "acceleration.compile",
         both(OneOf("acceleration.compile", (True,)), OneOf("quantization.method", ("hqq",))),
-        "HQQ's layers cannot be compiled with adapters on them; leave it false, or use bitsandbytes",
+        "compiled layers of hqq's weights; leave it false, or use bitsandbytes",
     ),
     Rule(
         "acceleration.liger",
@@ -168,7 +167,7 @@ CONFLICTS: tuple[Rule, ...] = (
         both(_FUSED, either(OneOf("method.lora.dora", (True,)), MoreThan("method.lora.dropout", 0))),
         "adapters with dropout or DoRA are not the two products alone; leave it unset, or use dropout 0 without DoRA",
     ),
-    Rule(
+    later(
         "acceleration.fusedAdapters",
         both(
             _FUSED,
@@ -178,7 +177,7 @@ CONFLICTS: tuple[Rule, ...] = (
                 both(OneOf("quantization.method", ("bitsandbytes",)), OneOf("quantization.bits", (8,))),
             ),
         ),
-        "it is not for hqq's weights nor bitsandbytes' 8 bits; leave it unset, or use bitsandbytes with 4 bits",
+        "fused adapters on hqq's weights and bitsandbytes' 8 bits; leave it unset, or use bitsandbytes with 4 bits",
     ),
     Rule(
         "output.claim.accessMode",
@@ -225,13 +224,13 @@ CONFLICTS: tuple[Rule, ...] = (
         "must be a multiple of microBatchSize x nodes x gpusPerNode",
         "invalid",
     ),
-    Rule(
+    later(
         "method.lora.targetModules",
         Custom(
             lambda data: "lm_head" in (lookup(data, "method.lora.targetModules") or []),
             "has(self.method.lora) && 'lm_head' in self.method.lora.targetModules",
         ),
-        "the output head cannot take an adapter, since the fused loss never runs it; put it into modulesToSave",
+        "an adapter on the output head, which the fused loss never runs; put it into modulesToSave",
     ),
     Rule(
         "model.source",
@@ -265,17 +264,13 @@ CONFLICTS: tuple[Rule, ...] = (
 )
 
 
-def _later(field: str, when: Condition, what: str, scope: str = SPEC) -> Rule:
-    return Rule(field, when, f"not supported yet: {what}", "unsupported", scope)
-
-
 UNSUPPORTED: tuple[Rule, ...] = (
-    _later("model.source", StartsWith("model.source", ("s3://", "oci://")), "use hf:// or pvc://"),
-    _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
-    _later("output.push", Present("output.push"), "fetch the result with finetune fetch"),
-    _later("tracking.tensorboard", Present("tracking.tensorboard"), "read progress.jsonl in the output"),
-    _later("tracking.mlflow", Present("tracking.mlflow"), "read progress.jsonl in the output"),
-    _later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
+    later("model.source", StartsWith("model.source", ("s3://", "oci://")), "use hf:// or pvc://"),
+    later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
+    later("output.push", Present("output.push"), "fetch the result with finetune fetch"),
+    later("tracking.tensorboard", Present("tracking.tensorboard"), "read progress.jsonl in the output"),
+    later("tracking.mlflow", Present("tracking.mlflow"), "read progress.jsonl in the output"),
+    later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
 )
 
 RULES: tuple[Rule, ...] = (

@@ -7,7 +7,7 @@ are ZeRO-3's.
 from __future__ import annotations
 
 from finetune_api.predicates import Not, OneOf, Present, both, either
-from finetune_api.rule import Rule
+from finetune_api.rule import Rule, later
 
 _OFFLOADED = OneOf("distributed.offload", ("optimizer", "parameters"))
 _FSDP = OneOf("distributed.strategy", ("fsdp2",))
@@ -18,44 +18,46 @@ NOT_BY_DDP = either(OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "f
 """DeepSpeed or FSDP2 holds what is trained."""
 
 SPREAD_RULES: tuple[Rule, ...] = (
-    Rule(
+    later(
         "distributed.strategy",
         both(SHARDED, OneOf("quantization.method", ("hqq",))),
-        "ZeRO-3 and FSDP2 cannot shard hqq's weights; use ddp or zero2, or bitsandbytes with 4 bits",
+        "hqq's weights under ZeRO-3 and FSDP2; use ddp or zero2, or bitsandbytes with 4 bits",
     ),
     Rule(
         "distributed.strategy",
         both(SHARDED, OneOf("quantization.method", ("bitsandbytes",)), OneOf("quantization.bits", (8,))),
         "ZeRO-3 and FSDP2 cannot shard bitsandbytes' 8-bit weights; use 4 bits, or ddp or zero2",
     ),
-    Rule(
+    later(
         "method.lora.init",
         both(OneOf("method.lora.init", ("pissa", "olora")), SHARDED),
-        "PiSSA and OLoRA need whole weights, which ZeRO-3 and FSDP2 shard; use init: default or zero2",
+        "PiSSA and OLoRA under ZeRO-3 and FSDP2, which share out the weights that they start from; use init: "
+        "default, or zero2",
     ),
-    Rule(
+    later(
         "output.merge",
         both(Present("output.merge"), Present("quantization"), SHARDED),
-        "a quantized base is merged from its own weights, which are shared out; use zero2, or merge the adapter later",
+        "merging into a quantized base whose weights are shared out; use zero2, or merge the adapter later",
     ),
-    Rule(
+    later(
         "acceleration.compile",
         both(OneOf("acceleration.compile", (True,)), ZERO3),
-        "layers whose weights ZeRO-3 shares out cannot be compiled; leave it false, or use fsdp2, zero2 or ddp",
+        "compiled layers whose weights ZeRO-3 shares out; leave it false, or use fsdp2, zero2 or ddp",
     ),
-    Rule(
+    later(
         "acceleration.fusedAdapters",
         both(OneOf("acceleration.fusedAdapters", (True,)), NOT_BY_DDP),
-        "it is for one device, or several by ddp; leave it unset",
+        "fused adapters under DeepSpeed and FSDP2; leave it unset",
     ),
     Rule(
         "distributed.offload",
         both(
-            OneOf("distributed.offload", ("optimizer", "parameters")),
-            OneOf("distributed.strategy", ("ddp", "fsdp2")),
+            _OFFLOADED,
+            OneOf("distributed.strategy", ("ddp",)),
         ),
-        "offload is DeepSpeed's; use strategy zero2 or zero3",
+        "offload is of what is shared out; use strategy zero2 or zero3",
     ),
+    later("distributed.offload", both(_OFFLOADED, _FSDP), "offload under FSDP2; use zero2 or zero3"),
     Rule(
         "distributed.offload",
         both(OneOf("distributed.offload", ("parameters",)), OneOf("distributed.strategy", ("zero1", "zero2"))),
@@ -64,7 +66,7 @@ SPREAD_RULES: tuple[Rule, ...] = (
     Rule(
         "distributed.offload",
         both(
-            OneOf("distributed.offload", ("optimizer", "parameters")),
+            _OFFLOADED,
             OneOf("hyperparameters.optimizer", ("adamw8bit", "paged_adamw8bit")),
         ),
         "bitsandbytes' optimizers cannot update state in host memory; use adamw, or offload: none",
@@ -77,14 +79,14 @@ SPREAD_RULES: tuple[Rule, ...] = (
         ),
         "raw DeepSpeed settings need a strategy of DeepSpeed's by name: zero1, zero2 or zero3",
     ),
-    Rule(
+    later(
         "distributed.strategy",
         both(_FSDP, OneOf("distributed.gpusPerNode", (0,))),
-        "fsdp2 needs GPUs; use ddp, zero2 or zero3 on CPUs",
+        "fsdp2 on CPUs; use ddp, zero2 or zero3",
     ),
-    Rule(
+    later(
         "distributed.strategy",
         both(_FSDP, either(Present("method.freeze"), Present("quantization"), OneOf("precision", ("fp16",)))),
-        "fsdp2 trains full and lora, unquantized, in bf16 or fp32; use zero3 or zero2",
+        "fsdp2 with freeze, a quantized base or fp16; use zero3 or zero2",
     ),
 )

@@ -7,7 +7,7 @@ configuration against the same rules.
 from __future__ import annotations
 
 from finetune_api.predicates import Condition, MoreThan, NonEmpty, Not, OneOf, Present, both, either
-from finetune_api.rule import Rule
+from finetune_api.rule import Rule, later
 from finetune_api.spread_rules import NOT_BY_DDP
 
 _UNSLOTH = OneOf("acceleration.unsloth", (True,))
@@ -19,7 +19,7 @@ def _conflict(field: str, when: Condition, message: str) -> Rule:
 
 
 def _later(field: str, when: Condition, what: str) -> Rule:
-    return Rule(field, both(_UNSLOTH, when), f"not supported yet: {what}", "unsupported")
+    return later(field, both(_UNSLOTH, when), what)
 
 
 UNSLOTH_RULES: tuple[Rule, ...] = (

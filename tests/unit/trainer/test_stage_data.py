@@ -330,7 +330,7 @@ def test_stages_of_one_kind_of_data_share_it(tmp_path: Path, tiny: Path) -> None
 @pytest.mark.parametrize(
     ("stage", "edits", "problem"),
     [
-        ("dpo", {"packing": True}, "cannot be packed"),
+        ("dpo", {"packing": True}, "packing in preference stages"),
         ("kto", {"hyperparameters": {"microBatchSize": 1}}, "set 2 or more"),
         ("rm", {"evaluation": {"prompts": ["Hi"]}}, "writes none"),
         ("rm", {"preference": {}}, "spec.preference"),
