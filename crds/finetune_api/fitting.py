@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from finetune_api.memory import USABLE, estimate, refuse_unknown
 from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import Recipe, Strategy, is_masked, recipe_of
-from finetune_api.rule import SPEC
-from finetune_api.rules import CONFLICTS
 from finetune_api.status import MemoryEstimate
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import LoraMethod, MethodSpec, QuantizationSpec
+from finetune_api.validation import validate_config
 
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero2", "zero3")
 """Tried in this order: the later ones need less memory and more communication."""
@@ -171,7 +170,6 @@ def _ways(config: TrainerConfig) -> Iterator[tuple[int, Strategy]]:
 
 def _refused(config: TrainerConfig, devices: int, strategy: Strategy) -> bool:
     """Whether the table of rules refuses the job on so many GPUs with ``strategy``."""
-    data = config.to_dict()
-    data["distributed"] |= {"nodes": 1, "gpusPerNode": devices, "strategy": strategy}
-    data["dataset"] = {"packing": config.packing}
-    return any(rule.when.holds(data) for rule in CONFLICTS if rule.scope == SPEC and not rule.cluster_only)
+    fields = {"nodes": 1, "gpus_per_node": devices, "strategy": strategy}
+    spread = config.distributed.model_copy(update=fields)
+    return bool(validate_config(config.model_copy(update={"distributed": spread})))

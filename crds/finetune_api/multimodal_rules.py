@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.predicates import MoreThan, OneOf, Present, both, either
-from finetune_api.rule import Rule
+from finetune_api.rule import Rule, later
 
 MULTIMODAL_RULES: tuple[Rule, ...] = (
     Rule(
@@ -12,7 +12,7 @@ MULTIMODAL_RULES: tuple[Rule, ...] = (
         "method freeze trains layers of the language model; name modules of the tower in method.freeze.extraModules, "
         "or use lora or full",
     ),
-    Rule(
+    later(
         "multimodal",
         both(
             either(MoreThan("distributed.nodes", 1), MoreThan("distributed.gpusPerNode", 1)),
@@ -21,8 +21,8 @@ MULTIMODAL_RULES: tuple[Rule, ...] = (
                 OneOf("multimodal.freezeMultiModalProjector", (False,)),
             ),
         ),
-        "what sees and hears is trained on one device: another whose batch has text alone would have no gradient for "
-        "it; leave both frozen, or use one device",
+        "training what sees and hears on several devices, of which one whose batch has text alone has no "
+        "gradient for it; leave both frozen, or use one device",
     ),
     Rule(
         "multimodal.freezeMultiModalProjector",

@@ -141,7 +141,7 @@ def recipe_of(
         quantization=config.quantization if _stays(config.quantization) else None,
         master_weights=config.method.full.master_weights if config.method.full is not None else "fp32",
         checkpointing=wishes.gradient_checkpointing,
-        liger=bool(wishes.liger) and not wishes.compile,
+        liger=bool(wishes.liger),
         fused_loss=chosen not in _GATHERED and fuses_loss(config, on_gpu=gpu),
         fused_adapters=chosen == "ddp" and fuses_adapters(config, on_gpu=gpu),
         compiled=wishes.compile,

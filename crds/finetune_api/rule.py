@@ -28,3 +28,8 @@ class Rule:
     def path(self) -> str:
         """The field from the spec's root, as errors and the documentation name it."""
         return f"{self.scope}.{self.field}" if self.scope else self.field
+
+
+def later(field: str, when: Condition, what: str) -> Rule:
+    """The refusal of what could be computed and this release does not support, with what to do instead."""
+    return Rule(field, when, f"not supported yet: {what}", "unsupported")

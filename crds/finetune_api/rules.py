@@ -1,7 +1,8 @@
 """Every rule between fields, in one table: what cannot work, what is not supported yet, what a value must be.
 
-From this table come the CRD's CEL rules, the local validation, the compatibility page (docs/compatibility.md) and
-the tests that demand equal verdicts of both. A rule says when a spec is *refused*.
+From this table come the CRD's CEL rules, the local validation, the trainer's own, what `strategy: auto` chooses from,
+the compatibility page (docs/compatibility.md) and the tests that demand equal verdicts. A rule says when a spec is
+*refused*.
 
 The combinations that no trainer can run are those of peft, bitsandbytes and DeepSpeed themselves; each rule's
 message says what to do instead.
@@ -10,8 +11,8 @@ message says what to do instead.
 from __future__ import annotations
 
 from finetune_api.multimodal_rules import MULTIMODAL_RULES
+from finetune_api.precision_rules import PRECISION_RULES
 from finetune_api.predicates import (
-    Condition,
     Custom,
     Data,
     MoreThan,
@@ -23,7 +24,8 @@ from finetune_api.predicates import (
     either,
     lookup,
 )
-from finetune_api.rule import SOURCES, SPEC, Rule
+from finetune_api.rule import SOURCES, Rule, later
+from finetune_api.spread_rules import SPREAD_RULES
 from finetune_api.stage_rules import STAGE_RULES
 from finetune_api.unsloth_rules import UNSLOTH_RULES
 
@@ -52,10 +54,8 @@ def _indivisible_batch(data: Data) -> bool:
 
 _FULL, _FREEZE, _LORA = Present("method.full"), Present("method.freeze"), Present("method.lora")
 _QUANTIZED = Present("quantization")
-_SHARDED = OneOf("distributed.strategy", ("zero3", "fsdp2"))
 _ON_CPU = OneOf("distributed.gpusPerNode", (0,))
 _FUSED = OneOf("acceleration.fusedAdapters", (True,))
-_FSDP = OneOf("distributed.strategy", ("fsdp2",))
 _MICRO = "self.hyperparameters.microBatchSize"
 _DEVICES = "(self.distributed.nodes * (self.distributed.gpusPerNode > 0 ? self.distributed.gpusPerNode : 1))"
 
@@ -101,30 +101,15 @@ CONFLICTS: tuple[Rule, ...] = (
         "say how many bits, such as bits: 4",
         "invalid",
     ),
-    Rule(
+    later(
         "method.lora.init",
         both(OneOf("method.lora.init", ("pissa", "olora")), _QUANTIZED),
-        "PiSSA and OLoRA start from the full weights, which a quantized base does not have; use init: default",
+        "PiSSA and OLoRA on a quantized base, whose full weights they start from; use init: default",
     ),
-    Rule(
+    later(
         "method.lora.init",
         both(OneOf("method.lora.init", ("pissa", "olora")), OneOf("method.lora.dora", (True,))),
-        "PiSSA and OLoRA change the base under DoRA's magnitudes, and could not be delivered; use one of them",
-    ),
-    Rule(
-        "distributed.strategy",
-        both(_SHARDED, OneOf("quantization.method", ("hqq",))),
-        "ZeRO-3 and FSDP2 cannot shard hqq's weights; use ddp or zero2, or bitsandbytes with 4 bits",
-    ),
-    Rule(
-        "distributed.strategy",
-        both(_SHARDED, OneOf("quantization.method", ("bitsandbytes",)), OneOf("quantization.bits", (8,))),
-        "ZeRO-3 and FSDP2 cannot shard bitsandbytes' 8-bit weights; use 4 bits, or ddp or zero2",
-    ),
-    Rule(
-        "method.lora.init",
-        both(OneOf("method.lora.init", ("pissa", "olora")), _SHARDED),
-        "PiSSA and OLoRA need whole weights, which ZeRO-3 and FSDP2 shard; use init: default or zero2",
+        "PiSSA and OLoRA with DoRA; use one of them",
     ),
     Rule(
         "method.freeze.trainableLayers",
@@ -136,16 +121,6 @@ CONFLICTS: tuple[Rule, ...] = (
         "output.merge",
         both(Present("output.merge"), Not(_LORA), either(_FULL, _FREEZE)),
         "merging is for adapters; full and freeze deliver whole weights anyway",
-    ),
-    Rule(
-        "output.merge",
-        both(Present("output.merge"), _QUANTIZED, _SHARDED),
-        "a quantized base is merged from its own weights, which are shared out; use zero2, or merge the adapter later",
-    ),
-    Rule(
-        "precision",
-        both(OneOf("precision", ("fp16",)), OneOf("distributed.gpusPerNode", (0,))),
-        "fp16 needs a GPU, since CPUs have no arithmetic for it; use fp32, or bf16 where the CPU has that",
     ),
     *(
         Rule(field, both(condition, _ON_CPU), f"{what} a GPU; set distributed.gpusPerNode, or {instead}")
@@ -171,15 +146,16 @@ CONFLICTS: tuple[Rule, ...] = (
             ),
         )
     ),
-    Rule(
-        "acceleration.compile",
-        both(OneOf("acceleration.compile", (True,)), OneOf("distributed.strategy", ("zero3",))),
-        "layers whose weights ZeRO-3 shares out cannot be compiled; leave it false, or use fsdp2, zero2 or ddp",
-    ),
-    Rule(
+    later(
         "acceleration.compile",
         both(OneOf("acceleration.compile", (True,)), OneOf("quantization.method", ("hqq",))),
-        "HQQ's layers cannot be compiled with adapters on them; leave it false, or use bitsandbytes",
+        "compiled layers of hqq's weights; leave it false, or use bitsandbytes",
+    ),
+    Rule(
+        "acceleration.liger",
+        both(OneOf("acceleration.liger", (True,)), OneOf("acceleration.compile", (True,))),
+        "compiled layers make kernels of norms, rotary embeddings and gated units themselves; leave liger unset, which "
+        "keeps its fused loss",
     ),
     Rule(
         "acceleration.fusedAdapters",
@@ -191,7 +167,7 @@ CONFLICTS: tuple[Rule, ...] = (
         both(_FUSED, either(OneOf("method.lora.dora", (True,)), MoreThan("method.lora.dropout", 0))),
         "adapters with dropout or DoRA are not the two products alone; leave it unset, or use dropout 0 without DoRA",
     ),
-    Rule(
+    later(
         "acceleration.fusedAdapters",
         both(
             _FUSED,
@@ -201,32 +177,7 @@ CONFLICTS: tuple[Rule, ...] = (
                 both(OneOf("quantization.method", ("bitsandbytes",)), OneOf("quantization.bits", (8,))),
             ),
         ),
-        "it is not for hqq's weights nor bitsandbytes' 8 bits; leave it unset, or use bitsandbytes with 4 bits",
-    ),
-    Rule(
-        "acceleration.fusedAdapters",
-        both(_FUSED, OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))),
-        "it is for one device, or several by ddp; leave it unset",
-    ),
-    Rule(
-        "precision",
-        both(OneOf("precision", ("fp8",)), either(_ON_CPU, _FREEZE)),
-        "fp8 needs a GPU (Ada, Hopper or later) and method full or lora; use bf16",
-    ),
-    Rule(
-        "precision",
-        both(OneOf("precision", ("fp8",)), OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))),
-        "fp8 is for one GPU, or several by ddp; use bf16 to share weights out",
-    ),
-    Rule(
-        "method.lora.dora",
-        both(OneOf("precision", ("fp8",)), OneOf("method.lora.dora", (True,))),
-        "DoRA needs the norms of weights, which an fp8 base does not give; use bf16",
-    ),
-    Rule(
-        "quantization",
-        both(OneOf("precision", ("fp8",)), _QUANTIZED),
-        "fp8 needs a base that is not quantized",
+        "fused adapters on hqq's weights and bitsandbytes' 8 bits; leave it unset, or use bitsandbytes with 4 bits",
     ),
     Rule(
         "output.claim.accessMode",
@@ -236,6 +187,7 @@ CONFLICTS: tuple[Rule, ...] = (
             Not(OneOf("output.claim.accessMode", ("ReadWriteMany",))),
         ),
         "pods on several nodes write to one claim: use ReadWriteMany, or name a claim that has it",
+        cluster_only=True,
     ),
     Rule(
         "template.ref",
@@ -272,52 +224,13 @@ CONFLICTS: tuple[Rule, ...] = (
         "must be a multiple of microBatchSize x nodes x gpusPerNode",
         "invalid",
     ),
-    Rule(
-        "distributed.offload",
-        both(
-            OneOf("distributed.offload", ("optimizer", "parameters")),
-            OneOf("distributed.strategy", ("ddp", "fsdp2")),
-        ),
-        "offload is DeepSpeed's; use strategy zero2 or zero3",
-    ),
-    Rule(
-        "distributed.offload",
-        both(OneOf("distributed.offload", ("parameters",)), OneOf("distributed.strategy", ("zero1", "zero2"))),
-        "only zero3 can hold parameters in host memory; use it, or offload: optimizer",
-    ),
-    Rule(
-        "distributed.offload",
-        both(
-            OneOf("distributed.offload", ("optimizer", "parameters")),
-            OneOf("hyperparameters.optimizer", ("adamw8bit", "paged_adamw8bit")),
-        ),
-        "bitsandbytes' optimizers cannot update state in host memory; use adamw, or offload: none",
-    ),
-    Rule(
-        "distributed.deepspeed",
-        both(
-            Present("distributed.deepspeed"),
-            Not(OneOf("distributed.strategy", ("zero1", "zero2", "zero3"))),
-        ),
-        "raw DeepSpeed settings need a strategy of DeepSpeed's by name: zero1, zero2 or zero3",
-    ),
-    Rule(
-        "distributed.strategy",
-        both(_FSDP, OneOf("distributed.gpusPerNode", (0,))),
-        "fsdp2 needs GPUs; use ddp, zero2 or zero3 on CPUs",
-    ),
-    Rule(
-        "distributed.strategy",
-        both(_FSDP, either(_FREEZE, _QUANTIZED, OneOf("precision", ("fp16",)))),
-        "fsdp2 trains full and lora, unquantized, in bf16 or fp32; use zero3 or zero2",
-    ),
-    Rule(
+    later(
         "method.lora.targetModules",
         Custom(
             lambda data: "lm_head" in (lookup(data, "method.lora.targetModules") or []),
             "has(self.method.lora) && 'lm_head' in self.method.lora.targetModules",
         ),
-        "the output head cannot take an adapter, since the fused loss never runs it; put it into modulesToSave",
+        "an adapter on the output head, which the fused loss never runs; put it into modulesToSave",
     ),
     Rule(
         "model.source",
@@ -351,20 +264,24 @@ CONFLICTS: tuple[Rule, ...] = (
 )
 
 
-def _later(field: str, when: Condition, what: str, scope: str = SPEC) -> Rule:
-    return Rule(field, when, f"not supported yet: {what}", "unsupported", scope)
-
-
 UNSUPPORTED: tuple[Rule, ...] = (
-    _later("model.source", StartsWith("model.source", ("s3://", "oci://")), "use hf:// or pvc://"),
-    _later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
-    _later("output.push", Present("output.push"), "fetch the result with finetune fetch"),
-    _later("tracking.tensorboard", Present("tracking.tensorboard"), "read progress.jsonl in the output"),
-    _later("tracking.mlflow", Present("tracking.mlflow"), "read progress.jsonl in the output"),
-    _later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
+    later("model.source", StartsWith("model.source", ("s3://", "oci://")), "use hf:// or pvc://"),
+    later("distributed.sequenceParallel", MoreThan("distributed.sequenceParallel", 1), "leave it 1"),
+    later("output.push", Present("output.push"), "fetch the result with finetune fetch"),
+    later("tracking.tensorboard", Present("tracking.tensorboard"), "read progress.jsonl in the output"),
+    later("tracking.mlflow", Present("tracking.mlflow"), "read progress.jsonl in the output"),
+    later("tracking.wandb", Present("tracking.wandb"), "read progress.jsonl in the output"),
 )
 
-RULES: tuple[Rule, ...] = CONFLICTS + MULTIMODAL_RULES + STAGE_RULES + UNSLOTH_RULES + UNSUPPORTED
+RULES: tuple[Rule, ...] = (
+    *CONFLICTS,
+    *PRECISION_RULES,
+    *SPREAD_RULES,
+    *MULTIMODAL_RULES,
+    *STAGE_RULES,
+    *UNSLOTH_RULES,
+    *UNSUPPORTED,
+)
 
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "stage",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from finetune_api.predicates import Condition, Custom, Data, MoreThan, Not, OneOf, Present, both, either, lookup
-from finetune_api.rule import Rule
+from finetune_api.rule import Rule, later
+from finetune_api.spread_rules import NOT_BY_DDP, SHARDED
 from finetune_api.stages import PREFERENCE_NUMBERS, PREFERENCE_STAGES, REFERENCE_STAGES, STAGE_FORMATS
 
 
@@ -48,10 +49,10 @@ STAGE_RULES: tuple[Rule, ...] = (
         _other_formats(("kto",)),
         "stage kto learns from labelled answers: give each source the format kto",
     ),
-    Rule(
+    later(
         "dataset.packing",
         both(OneOf("dataset.packing", (True,)), _PREFERENCE),
-        "preference stages compare whole samples and cannot be packed",
+        "packing in preference stages; leave it false",
     ),
     Rule(
         "preference",
@@ -110,25 +111,25 @@ STAGE_RULES: tuple[Rule, ...] = (
         ),
         "stage pt trains plain text without a template; leave it unset",
     ),
-    Rule(
+    later(
         "method.lora.init",
         both(OneOf("method.lora.init", ("pissa", "olora")), OneOf("stage", REFERENCE_STAGES)),
-        "stages dpo and kto compare with the model without its adapter, whose weights PiSSA and OLoRA change; use "
-        "init: default",
+        "PiSSA and OLoRA in stages dpo and kto, which compare with the base that these change; use init: default",
     ),
-    Rule(
+    later(
         "distributed.strategy",
-        both(OneOf("distributed.strategy", ("zero3", "fsdp2")), _PREFERENCE),
-        "preference stages need the whole model on each device; use ddp, zero2 or auto",
+        both(SHARDED, _PREFERENCE),
+        "preference stages under ZeRO-3 and FSDP2; use ddp, zero2 or auto",
     ),
-    Rule(
+    later(
         "distributed.strategy",
         both(
-            OneOf("distributed.strategy", ("zero1", "zero2")),
+            NOT_BY_DDP,
             OneOf("stage", REFERENCE_STAGES),
             Not(Present("method.lora")),
         ),
-        "stages dpo and kto compare with a copy of the trained weights, which only ddp holds whole; use ddp, or lora",
+        "stages dpo and kto with full or freeze under DeepSpeed and FSDP2, where the copy that they compare "
+        "with is not held; use ddp, or lora",
     ),
     Rule(
         "evaluation.prompts",

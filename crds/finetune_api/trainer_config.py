@@ -8,7 +8,7 @@ container. Its hash names the ConfigMap, so it holds nothing that changes betwee
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_api.base import ApiModel
 from finetune_api.chat_template import ChatTemplateSpec
@@ -17,6 +17,7 @@ from finetune_api.running import CheckpointSpec, DistributedSpec, EvaluationSpec
 from finetune_api.training import (
     AccelerationSpec,
     DatasetFormat,
+    DatasetSpec,
     HyperparametersSpec,
     MethodSpec,
     MultimodalSpec,
@@ -138,6 +139,17 @@ class TrainerConfig(ApiModel):
     def to_json(self) -> str:
         """Canonical JSON: same config, same bytes."""
         return self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
+
+    def as_spec(self) -> dict[str, Any]:
+        """The part of a spec that this came from, as rules look at it: camelCase, unset fields left out. Of claims,
+        Secrets, pushes and trackers it knows nothing."""
+        data = self.to_dict()
+        fields = {field.alias for field in DatasetSpec.model_fields.values()}
+        return data | {
+            "model": data["model"] | {"source": self.model.uri},
+            "dataset": {name: value for name, value in data.items() if name in fields},
+            "output": {name: data[name] for name in ("checkpoint", "merge") if name in data},
+        }
 
     def digest(self) -> str:
         """First 10 hex digits of the SHA-256 of :meth:`to_json`."""

@@ -247,7 +247,8 @@ class AccelerationSpec(ApiModel):
     """Attention kernel; `disabled` is the plain one."""
     liger: bool | None = None
     """Liger's kernels for norms, rotary embeddings and gated units. Unset: on a GPU its fused loss alone, which never
-    holds the logits; false: not that either."""
+    holds the logits; false: not that either. The fused loss is for stages sft and pt, and not for zero3 and fsdp2,
+    which share out the head that it reads; `status.acceleration.kernels` has `fused-loss` where it runs."""
     unsloth: bool = False
     """Unsloth's kernels, for LoRA and QLoRA on one GPU; needs the trainer image that has them (docs/unsloth.md)."""
     compile: bool = False

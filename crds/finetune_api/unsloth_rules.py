@@ -7,11 +7,11 @@ configuration against the same rules.
 from __future__ import annotations
 
 from finetune_api.predicates import Condition, MoreThan, NonEmpty, Not, OneOf, Present, both, either
-from finetune_api.rule import Rule
+from finetune_api.rule import Rule, later
+from finetune_api.spread_rules import NOT_BY_DDP
 
 _UNSLOTH = OneOf("acceleration.unsloth", (True,))
 _FIELD = "acceleration.unsloth"
-_SPREAD = OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2"))
 
 
 def _conflict(field: str, when: Condition, message: str) -> Rule:
@@ -19,7 +19,7 @@ def _conflict(field: str, when: Condition, message: str) -> Rule:
 
 
 def _later(field: str, when: Condition, what: str) -> Rule:
-    return Rule(field, both(_UNSLOTH, when), f"not supported yet: {what}", "unsupported")
+    return later(field, both(_UNSLOTH, when), what)
 
 
 UNSLOTH_RULES: tuple[Rule, ...] = (
@@ -96,8 +96,7 @@ UNSLOTH_RULES: tuple[Rule, ...] = (
         either(
             MoreThan("distributed.gpusPerNode", 1),
             MoreThan("distributed.nodes", 1),
-            _SPREAD,
-            Not(OneOf("distributed.offload", ("none",))),
+            NOT_BY_DDP,
         ),
         "Unsloth on several devices, or under DeepSpeed or FSDP2; use one GPU with strategy auto, or leave it false",
     ),

@@ -19,6 +19,7 @@ from finetune_api.profile import TrainingProfile
 from finetune_api.rule import SOURCES, Rule
 from finetune_api.rules import RULES
 from finetune_api.template_slots import slot_problems
+from finetune_api.trainer_config import TrainerConfig
 from finetune_api.uris import parse_uri
 
 KINDS: dict[str, type[ApiModel]] = {
@@ -65,18 +66,27 @@ def validate_manifest(document: dict[str, Any], *, local: bool = False) -> list[
 
 def validate_spec(spec: FineTuneJobSpec, *, local: bool = False) -> list[Finding]:
     """Every rule of the table that ``spec``, well-typed by itself, breaks."""
-    data = spec.to_dict()
-    found = [
-        Finding(f"spec.{place}", rule.message)
-        for rule in RULES
-        if not (rule.cluster_only and local)
-        for place in _broken(rule, data)
-    ]
+    found = _by_the_table(spec.to_dict(), local=local)
     if spec.template.inline is not None:
         found += [
             Finding(f"spec.template.inline.{field}", problem) for field, problem in slot_problems(spec.template.inline)
         ]
     return [*found, *_malformed_uris(spec)]
+
+
+def validate_config(config: TrainerConfig) -> list[Finding]:
+    """Every rule of the table that ``config`` breaks, a spec resolved: the trainer's own judge, and that of a strategy
+    which is chosen when the model is known. Rules about what only clusters have are left out."""
+    return _by_the_table(config.as_spec(), local=True)
+
+
+def _by_the_table(data: dict[str, Any], *, local: bool) -> list[Finding]:
+    return [
+        Finding(f"spec.{place}", rule.message)
+        for rule in RULES
+        if not (rule.cluster_only and local)
+        for place in _broken(rule, data)
+    ]
 
 
 def _broken(rule: Rule, data: dict[str, Any]) -> Iterator[str]:

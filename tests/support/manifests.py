@@ -137,7 +137,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "kernels on a GPU",
         {
-            "acceleration": {"flashAttention": "fa2", "liger": True, "compile": True, "activationOffload": True},
+            "acceleration": {"flashAttention": "fa2", "liger": True, "activationOffload": True},
             "hyperparameters.optimizer": "paged_adamw8bit",
             "distributed": {"gpusPerNode": 1},
         },
@@ -215,7 +215,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "hqq under zero3",
         {"quantization": {"method": "hqq", "bits": 4}, "distributed": {"strategy": "zero3"}},
-        "cannot shard hqq",
+        "hqq's weights under ZeRO-3",
     ),
     Case(
         "freeze with the tower", {"method": {"freeze": {}}, "multimodal": {"freezeVisionTower": False}}, "of the tower"
@@ -228,13 +228,15 @@ CASES: tuple[Case, ...] = (
     Case(
         "a tower that is trained on two GPUs",
         {"multimodal": {"freezeVisionTower": False}, "distributed": {"gpusPerNode": 2}},
-        "is trained on one device",
+        "training what sees and hears on several devices",
     ),
     Case("no room for a pixel", {"multimodal": {"imageMaxPixels": 1000}}, "multimodal.imageMaxPixels"),
     Case("pissa and dora", {"method.lora": {"init": "pissa", "dora": True}}, "use one of them"),
     Case("pissa on 4 bits", {"quantization": {"bits": 4}, "method.lora.init": "pissa"}, "PiSSA"),
     Case(
-        "pissa under zero3", {"method.lora.init": "pissa", "distributed": {"strategy": "zero3"}}, "need whole weights"
+        "pissa under zero3",
+        {"method.lora.init": "pissa", "distributed": {"strategy": "zero3"}},
+        "PiSSA and OLoRA under ZeRO-3",
     ),
     Case("fp8 on 4 bits", {"quantization": {"bits": 4}, "precision": "fp8"}, "fp8 needs"),
     Case(
@@ -276,15 +278,29 @@ CASES: tuple[Case, ...] = (
     Case(
         "8-bit floats under zero2",
         {"precision": "fp8", "distributed": {"gpusPerNode": 1, "strategy": "zero2"}},
-        "several by ddp",
+        "fp8 under DeepSpeed",
     ),
     Case(
         "dora on 8-bit floats",
         {"precision": "fp8", "method.lora.dora": True, "distributed": {"gpusPerNode": 1}},
-        "DoRA needs",
+        "DoRA on an fp8 base",
+    ),
+    Case(
+        "8-bit floats of some layers",
+        {"precision": "fp8", "method": {"freeze": {}}, "distributed": {"gpusPerNode": 1}},
+        "fp8 with method freeze",
     ),
     Case("flash attention on the CPU", {"acceleration": {"flashAttention": "fa3"}}, "need a GPU"),
     Case("liger on the CPU", {"acceleration": {"liger": True}}, "need a GPU"),
+    Case(
+        "liger in compiled layers",
+        {"acceleration": {"liger": True, "compile": True}, "distributed": {"gpusPerNode": 1}},
+        "leave liger unset, which keeps its fused loss",
+    ),
+    Case(
+        "a fused loss in compiled layers",
+        {"acceleration": {"compile": True}, "distributed": {"gpusPerNode": 1}},
+    ),
     Case("offload on the CPU", {"acceleration": {"activationOffload": True}}, "from a GPU"),
     Case("an 8-bit optimizer on the CPU", {"hyperparameters.optimizer": "adamw8bit"}, "need a GPU"),
     Case(
@@ -295,7 +311,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "hqq and compile",
         {"acceleration": {"compile": True}, "quantization": {"method": "hqq", "bits": 4}},
-        "HQQ's layers",
+        "compiled layers of hqq's",
     ),
     Case(
         "fused adapters of none",
@@ -310,14 +326,32 @@ CASES: tuple[Case, ...] = (
     Case(
         "fused adapters on 8 bits",
         {"acceleration": {"fusedAdapters": True}, "quantization": {"bits": 8}},
-        "it is not for hqq's",
+        "fused adapters on hqq's",
     ),
     Case(
         "fused adapters, shared out",
         {"acceleration": {"fusedAdapters": True}, "distributed": {"strategy": "zero2"}},
-        "one device, or several by ddp",
+        "fused adapters under DeepSpeed",
     ),
     Case("half precision on the CPU", {"precision": "fp16"}, "fp16 needs a GPU"),
+    Case(
+        "half precision without masters",
+        {
+            "precision": "fp16",
+            "method": {"full": {"masterWeights": "none"}},
+            "distributed": {"gpusPerNode": 1},
+        },
+        "spec.method.full.masterWeights: fp16 scales the loss",
+    ),
+    Case(
+        "half precision with a module in full",
+        {"precision": "fp16", "method.lora.modulesToSave": ["norm"], "distributed": {"gpusPerNode": 1}},
+    ),
+    Case(
+        "flash attention in 32 bits",
+        {"precision": "fp32", "acceleration": {"flashAttention": "fa2"}, "distributed": {"gpusPerNode": 1}},
+        "computes in bf16 and fp16 alone",
+    ),
     Case("freeze of no layer", {"method": {"freeze": {"trainableLayers": 0}}}, "0 trains nothing"),
     Case("a merge of whole weights", {"method": {"full": {}}, "output": {"merge": {}}}, "merging is for adapters"),
     # Stages.
@@ -356,14 +390,16 @@ CASES: tuple[Case, ...] = (
     Case(
         "preferences under zero3",
         {"stage": "orpo", SOURCE: PAIRS, "distributed": {"strategy": "zero3"}},
-        "need the whole model",
+        "preference stages under ZeRO-3",
     ),
     Case(
         "dpo of all weights under zero2",
         {"stage": "dpo", SOURCE: PAIRS, "method": {"full": {}}, "distributed": {"strategy": "zero2"}},
-        "which only ddp holds whole",
+        "with full or freeze under DeepSpeed",
     ),
-    Case("packed preferences", {"stage": "dpo", SOURCE: PAIRS, "dataset.packing": True}, "cannot be packed"),
+    Case(
+        "packed preferences", {"stage": "dpo", SOURCE: PAIRS, "dataset.packing": True}, "packing in preference stages"
+    ),
     Case("preference numbers for sft", {"preference": {}}, "numbers of stages dpo, kto and orpo"),
     Case("preference numbers for a reward model", {"stage": "rm", SOURCE: PAIRS, "preference": {}}, "numbers of"),
     Case("a loss for orpo", {"stage": "orpo", SOURCE: PAIRS, "preference": {"loss": "ipo"}}, "a choice of losses"),
@@ -388,7 +424,11 @@ CASES: tuple[Case, ...] = (
     ),
     Case("a template for text", {"stage": "pt", SOURCE: TEXT, "template": {"name": "qwen"}}, "without a template"),
     Case("a system message for text", {"stage": "pt", SOURCE: TEXT, "template": {"system": "x"}}, "without a template"),
-    Case("pissa under dpo", {"stage": "dpo", SOURCE: PAIRS, "method.lora.init": "pissa"}, "PiSSA and OLoRA change"),
+    Case(
+        "pissa under dpo",
+        {"stage": "dpo", SOURCE: PAIRS, "method.lora.init": "pissa"},
+        "PiSSA and OLoRA in stages dpo and kto",
+    ),
     Case(
         "prompts for a reward model",
         {"stage": "rm", SOURCE: PAIRS, "evaluation": {"prompts": ["Hello?"]}},
@@ -432,7 +472,31 @@ CASES: tuple[Case, ...] = (
         },
         "multiple of microBatchSize",
     ),
-    Case("offload without zero", {"distributed": {"offload": "optimizer", "strategy": "ddp"}}, "offload is DeepSpeed"),
+    Case(
+        "offload without zero",
+        {"distributed": {"offload": "optimizer", "strategy": "ddp"}},
+        "offload is of what is shared out",
+    ),
+    *(
+        Case(
+            f"{name} with {offload} in host memory by the strategy that is found",
+            {**edits, "distributed": {"offload": offload, "gpusPerNode": 1}},
+            refused,
+        )
+        for name, offload, edits, refused in (
+            ("fp8", "optimizer", {"precision": "fp8"}, "fp8 under DeepSpeed"),
+            ("8 bits", "parameters", {"quantization": {"bits": 8}}, "cannot shard bitsandbytes' 8-bit"),
+            ("pissa", "parameters", {"method.lora.init": "pissa"}, "PiSSA and OLoRA under ZeRO-3"),
+            ("compile", "parameters", {"acceleration": {"compile": True}}, "ZeRO-3 shares out"),
+            ("orpo", "parameters", {"stage": "orpo", SOURCE: PAIRS}, "preference stages under ZeRO-3"),
+            (
+                "dpo of all weights",
+                "optimizer",
+                {"stage": "dpo", SOURCE: PAIRS, "method": {"full": {}}},
+                "with full or freeze under DeepSpeed",
+            ),
+        )
+    ),
     Case(
         "parameters in host memory under zero2",
         {"distributed": {"strategy": "zero2", "offload": "parameters"}},
@@ -446,21 +510,26 @@ CASES: tuple[Case, ...] = (
     Case(
         "raw deepspeed without deepspeed", {"distributed": {"deepspeed": {"a": 1}}}, "strategy of DeepSpeed's by name"
     ),
-    Case("fsdp2 on CPUs", {"distributed": {"strategy": "fsdp2"}}, "fsdp2 needs GPUs"),
+    Case(
+        "offload under fsdp2",
+        {"distributed": {"offload": "optimizer", "strategy": "fsdp2", "gpusPerNode": 2}},
+        "offload under FSDP2",
+    ),
+    Case("fsdp2 on CPUs", {"distributed": {"strategy": "fsdp2"}}, "fsdp2 on CPUs"),
     Case(
         "fsdp2 of some layers",
         {"method": {"freeze": {}}, "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}},
-        "fsdp2 trains full and lora",
+        "fsdp2 with freeze, a quantized base or fp16",
     ),
     Case(
         "fsdp2 on 4 bits",
         {"quantization": {"bits": 4}, "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}},
-        "fsdp2 trains full and lora",
+        "fsdp2 with freeze, a quantized base or fp16",
     ),
     Case(
         "fsdp2 in half precision",
         {"precision": "fp16", "distributed": {"strategy": "fsdp2", "gpusPerNode": 2}},
-        "fsdp2 trains full and lora",
+        "fsdp2 with freeze, a quantized base or fp16",
     ),
     Case("an adapter on the output head", {"method.lora.targetModules": ["lm_head"]}, "output head"),
     Case("a local model on a cluster", {"model.source": "file:///models/x"}, "file:// is this machine's disk"),

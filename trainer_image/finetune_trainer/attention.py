@@ -36,7 +36,7 @@ def choose_attention(config: TrainerConfig, settings: PretrainedConfig, device: 
     """transformers' name of the attention to load the model with.
 
     ``auto`` takes flash-attn 3 or 2 where they are installed; else, for packed data on a GPU, torch's varlen kernel;
-    else sdpa.
+    else sdpa. In fp32, which none of these computes in, it is sdpa.
 
     Raises:
         TrainerError: ACCELERATION_UNAVAILABLE where what is named is not there.
@@ -49,12 +49,12 @@ def choose_attention(config: TrainerConfig, settings: PretrainedConfig, device: 
         if wanted == "flex" and device.type == "cuda":
             AttentionInterface.register(PLAIN[wanted], flex_attention)
         return PLAIN[wanted]
-    if device.type == "cuda":
+    if device.type == "cuda" and config.precision != "fp32":
         if is_flash_attn_3_available() and torch.cuda.get_device_capability(device) == (9, 0):
             return FLASH["fa3"]
         if is_flash_attn_2_available():
             return FLASH["fa2"]
-        if config.packing and config.precision != "fp32" and fits_varlen(settings):
+        if config.packing and fits_varlen(settings):
             register_varlen()
             return VARLEN
     return "sdpa"

@@ -20,6 +20,7 @@ from finetune_trainer.freezing import find_layers
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.fused_loss import fuse_loss
 from finetune_trainer.kept import keep
+from finetune_trainer.log import log
 
 
 def check_kernels(config: TrainerConfig, settings: PretrainedConfig) -> None:
@@ -48,8 +49,8 @@ def apply_kernels(
 ) -> list[str]:
     """Give ``model``, which has no adapters yet, its kernels; their names.
 
-    Liger's norm, SwiGLU and rotary kernels stand in for the model's own where they are asked for; under compile, which
-    fuses these itself, they are left out. The fused loss is taken on every GPU unless `liger` is false.
+    Liger's norm, SwiGLU and rotary kernels stand in for the model's own where they are asked for. The fused loss is
+    taken on every GPU unless `liger` is false; where that is not to be, the log says so.
 
     Args:
         config: the job's.
@@ -58,8 +59,7 @@ def apply_kernels(
         fused_loss: False where the head's weight cannot be read, since it is shared out.
     """
     found = []
-    wishes = config.acceleration
-    if wishes.liger and not wishes.compile:
+    if config.acceleration.liger:
         from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance  # noqa: PLC0415
 
         _apply_liger_kernel_to_instance(
@@ -67,9 +67,14 @@ def apply_kernels(
             fused_linear_cross_entropy=False,
         )  # fmt: skip
         found.append("liger")
-    if fused_loss and fuses_loss(config, on_gpu=device.type == "cuda"):
+    fuses = fuses_loss(config, on_gpu=device.type == "cuda")
+    if fuses and fused_loss:
         fuse_loss(model)
         found.append(FUSED_LOSS)
+    elif fuses:
+        log.warning(
+            "the loss holds its logits: fused it would read the head's weight, which is shared out over devices"
+        )
     return found
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_api.stages import PREFERENCE_STAGES, REFERENCE_STAGES
+from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
+from finetune_api.validation import validate_config
+
+from finetune_trainer.errors import TrainerError
 
 _ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
+_AUTOMATIC = ("ddp", "zero2", "zero3")
+"""What `auto` chooses from, from little communication to much."""
 Fits = Callable[[str], bool]
 """Whether the training fits into each device's memory under the strategy of this name."""
 
@@ -50,6 +55,9 @@ def choose(config: TrainerConfig, fits: Fits | None = None) -> Strategy:
     state and gradients, zero3 moves the weights too, twice a step. What fits is for ``fits`` to say; without an
     estimate adapters, whose optimizer state is small, run under ddp and whole weights under zero2. Where nothing
     fits, the last candidate is as good as it gets.
+
+    Raises:
+        TrainerError: CONFIG_INVALID where the table of rules refuses every candidate.
     """
     spread = config.distributed
     alone = processes(config) == 1
@@ -66,22 +74,17 @@ def choose(config: TrainerConfig, fits: Fits | None = None) -> Strategy:
 
 
 def _candidates(config: TrainerConfig) -> list[str]:
-    """From cheap to dear, without what the configuration rules out."""
-    if config.distributed.offload == "parameters":
-        return ["zero3"]
-    names = ["zero2"] if config.distributed.offload == "optimizer" else ["ddp", "zero2"]
-    if config.precision == "fp8" or (config.stage in REFERENCE_STAGES and config.method.lora is None):
-        return names[:1]
-    return [*names, "zero3"] if _can_shard_weights(config) else names
+    """From cheap to dear, without what the table of rules refuses."""
+    refusals = {name: validate_config(_with(config, name)) for name in _AUTOMATIC}
+    allowed = [name for name, findings in refusals.items() if not findings]
+    if not allowed:
+        told = dict.fromkeys(str(finding) for findings in refusals.values() for finding in findings)
+        raise TrainerError(
+            ExitCode.CONFIG_INVALID, f"spec.distributed.strategy: auto finds none for this job: {'; '.join(told)}"
+        )
+    return allowed
 
 
-def _can_shard_weights(config: TrainerConfig) -> bool:
-    """As the rules table says of an explicit zero3."""
-    bits, lora = config.quantization, config.method.lora
-    if bits is not None and (bits.method == "hqq" or (bits.method == "bitsandbytes" and bits.bits == 8)):
-        return False
-    if bits is not None and config.merge is not None:
-        return False
-    if config.stage in PREFERENCE_STAGES or config.acceleration.compile or config.acceleration.unsloth:
-        return False
-    return lora is None or lora.init not in ("pissa", "olora")
+def _with(config: TrainerConfig, name: str) -> TrainerConfig:
+    spread = config.distributed.model_copy(update={"strategy": name})
+    return config.model_copy(update={"distributed": spread})

@@ -16,7 +16,6 @@ from typing import Any
 
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.unsloth_rules import UNSLOTH_RULES
 
 from finetune_trainer.errors import TrainerError
 
@@ -37,15 +36,6 @@ def missing(config: TrainerConfig) -> Iterator[str]:
             f"spec.acceleration.unsloth: this trainer image does not have Unsloth, for its licence; use the image "
             f"{IMAGE} (docs/unsloth.md), or leave it false"
         )
-
-
-def problems(config: TrainerConfig) -> Iterator[str]:
-    """What of ``config`` does not go with Unsloth, by the API's own rules."""
-    data: dict[str, Any] = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    data["output"] = {"merge": data["merge"]} if "merge" in data else {}
-    for rule in UNSLOTH_RULES:
-        if rule.when.holds(data):
-            yield f"spec.{rule.path}: {rule.message}"
 
 
 def start() -> None:

@@ -184,6 +184,24 @@ def test_peaks_that_another_trainer_measured(recipe: Recipe, measured: float) ->
     assert estimate(ModelShape.from_config(QWEN3_8B), recipe).total / GIB == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.parametrize("liger", [None, True])
+@pytest.mark.parametrize(
+    ("fields", "fused"),
+    [
+        ({}, True),
+        ({"distributed": {"gpusPerNode": 2, "strategy": "zero2"}}, True),
+        ({"distributed": {"gpusPerNode": 2, "strategy": "zero3"}}, False),
+        ({"distributed": {"gpusPerNode": 2, "strategy": "fsdp2"}}, False),
+        ({"stage": "orpo"}, False),
+    ],
+    ids=str,
+)
+def test_the_estimate_has_a_fused_loss_where_the_trainer_fuses_it(
+    liger: bool | None, fields: dict[str, Any], fused: bool
+) -> None:
+    assert recipe_of(job(acceleration={"liger": liger}, **fields)).fused_loss == fused
+
+
 # -- what fits ---------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +252,8 @@ def test_a_strategy_that_the_rules_refuse_is_not_proposed() -> None:
     assert found is not None
     assert found.strategy == "zero3"
     assert smallest_gpu_count(eight, shape, 40 * GIB) is None  # its weights cannot be shared out
+    pairs = four.model_copy(update={"stage": "orpo"})
+    assert smallest_gpu_count(pairs, shape, 40 * GIB) is None  # nor those of a model that judges whole
 
 
 def test_offload_needs_no_second_gpu() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from finetune_api.docs import compatibility_page
 from finetune_api.job import FineTuneJobSpec
-from finetune_api.rules import IMMUTABLE_FIELDS, RULES, UNSUPPORTED
+from finetune_api.rules import IMMUTABLE_FIELDS, RULES
 from finetune_api.template_slots import SLOT_RULES
 from finetune_api.validation import validate_manifest
 from manifests import CASES, Case, finetunejob
@@ -73,6 +74,18 @@ def test_all_of_the_spec_is_immutable_but_run_policy_and_queue() -> None:
     assert all_scheduling - scheduling == {"queueName"}
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| full | yes | yes | yes | yes | yes |",
+        "| bitsandbytes, 8 bits | yes | yes | yes | no | no |",
+        "| `precision: fp8` | yes | not yet | not yet | not yet | not yet |",
+    ],
+)
+def test_the_page_tells_what_goes_with_a_strategy_and_what_may_later(row: str) -> None:
+    assert row in compatibility_page().splitlines()
+
+
 def test_what_is_not_supported_yet_says_so_and_what_to_do() -> None:
-    for rule in UNSUPPORTED:
-        assert rule.message.startswith("not supported yet: ")
+    for rule in RULES:
+        assert rule.message.startswith("not supported yet: ") == (rule.kind == "unsupported"), rule.message

@@ -14,15 +14,16 @@ import torch
 import varlen_on_cpu
 from finetune_api.failures import ExitCode
 from finetune_api.training import LoraMethod
-from finetune_trainer import fused_loss
+from finetune_trainer import attention, fused_loss
 from finetune_trainer.adapters import add_adapters, linear_names
-from finetune_trainer.attention import VARLEN, choose_attention, fits_varlen, register_varlen, takes_boundaries
+from finetune_trainer.attention import FLASH, VARLEN, choose_attention, fits_varlen, register_varlen, takes_boundaries
 from finetune_trainer.batches import Collator
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import evaluating, fused_loss_agrees
+from finetune_trainer.fp8 import check_fp8
 from finetune_trainer.fused_adapters import on_whole_weights
-from finetune_trainer.kernels import check_kernels, compile_layers
-from finetune_trainer.model import load_model
+from finetune_trainer.kernels import apply_kernels, check_kernels, compile_layers
+from finetune_trainer.model import choose_device, load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import IGNORED, Sequence, load_prepared
 from partitions import uncompiled
@@ -320,7 +321,7 @@ def test_a_wish_that_the_cpu_cannot_meet_is_refused(
 ) -> None:
     with pytest.raises(TrainerError, match=field) as raised:
         prepare(configure(tmp_path, tiny, **edits))
-    assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
+    assert raised.value.exit_code is ExitCode.CONFIG_INVALID
 
 
 def test_flash_attention_that_is_not_installed_is_refused(tmp_path: Path, tiny: Path) -> None:
@@ -331,11 +332,86 @@ def test_flash_attention_that_is_not_installed_is_refused(tmp_path: Path, tiny: 
             choose_attention(config, settings, torch.device("cuda"))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"fa2", "fa3"}, (9, 0), {"precision": "bf16"}, "flash_attention_3"),
+        ({"fa3"}, (9, 0), {"precision": "fp8", "packing": True}, "flash_attention_3"),
+        ({"fa2", "fa3"}, (8, 0), {"precision": "bf16"}, "flash_attention_2"),
+        ({"fa2"}, (9, 0), {"precision": "fp16", "packing": True}, "flash_attention_2"),
+        ({"fa3"}, (8, 0), {"precision": "bf16", "packing": True}, VARLEN),
+        ({"fa3"}, (8, 0), {"precision": "bf16"}, "sdpa"),
+        (set(), (9, 0), {"precision": "bf16", "packing": True}, VARLEN),
+        ({"fa2", "fa3"}, (9, 0), {"precision": "fp32", "packing": True}, "sdpa"),
+    ],
+)
+def test_auto_takes_the_best_attention_that_is_installed_for_the_gpu_and_the_precision(
+    tmp_path: Path,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[set[str], tuple[int, int], dict[str, Any], str],
+) -> None:
+    installed, capability, fields, expected = case
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: "fa2" in installed)
+    monkeypatch.setattr(attention, "is_flash_attn_3_available", lambda: "fa3" in installed)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    config = configure(tmp_path, tiny, distributed={"gpusPerNode": 1}, **fields)
+    settings = AutoConfig.from_pretrained(tiny)
+    assert choose_attention(config, settings, torch.device("cuda")) == expected
+    assert choose_attention(config, settings, CPU) == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["fa2", "fa3"])
+def test_flash_attention_by_name_is_taken_where_it_is_installed(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: name == "fa2")
+    monkeypatch.setattr(attention, "is_flash_attn_3_available", lambda: name == "fa3")
+    config = configure(tmp_path, tiny, acceleration={"flashAttention": name}, distributed={"gpusPerNode": 1})
+    chosen = choose_attention(config, AutoConfig.from_pretrained(tiny), torch.device("cuda"))
+    assert chosen == FLASH[name]
+    assert takes_boundaries(chosen)
+
+
+@pytest.mark.parametrize(("capability", "has"), [((8, 0), False), ((8, 9), True), ((9, 0), True), ((7, 5), False)])
+def test_fp8_is_refused_on_gpus_without_its_products(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU of some age")
+    if has:
+        check_fp8(torch.device("cuda"))
+        return
+    with pytest.raises(TrainerError, match=r"a GPU of some age cannot multiply.*Use precision: bf16") as raised:
+        check_fp8(torch.device("cuda"))
+    assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
+
+
+def test_a_job_in_fp8_holds_the_gpu_against_it(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "older")
+    config = configure(tmp_path, tiny, precision="fp8", distributed={"gpusPerNode": 1})
+    with pytest.raises(TrainerError, match="precision fp8: older"):
+        choose_device(config)
+
+
 def test_liger_without_kernels_for_a_model_is_refused(tmp_path: Path, tiny: Path) -> None:
     config = configure(tmp_path, tiny, acceleration={"liger": True}, distributed={"gpusPerNode": 1})
     check_kernels(config, LlamaConfig())
     with pytest.raises(TrainerError, match="'gptj'"):
         check_kernels(config, AutoConfig.for_model("gptj"))
+
+
+def test_a_loss_that_cannot_be_fused_is_told(tmp_path: Path, tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, gpu = AutoModelForCausalLM.from_pretrained(tiny), torch.device("cuda")
+    config = configure(tmp_path, tiny, distributed={"gpusPerNode": 2, "strategy": "zero3"})
+    assert apply_kernels(config, model, gpu, fused_loss=False) == []
+    assert "the loss holds its logits" in caplog.text
+    caplog.clear()
+    refused = configure(tmp_path, tiny, acceleration={"liger": False}, distributed={"gpusPerNode": 2})
+    assert apply_kernels(refused, model, gpu, fused_loss=False) == []
+    assert caplog.text == ""
 
 
 def test_auto_takes_the_varlen_kernel_only_where_it_is_the_models_attention(tmp_path: Path, tiny: Path) -> None:

@@ -330,14 +330,14 @@ def test_stages_of_one_kind_of_data_share_it(tmp_path: Path, tiny: Path) -> None
 @pytest.mark.parametrize(
     ("stage", "edits", "problem"),
     [
-        ("dpo", {"packing": True}, "cannot be packed"),
-        ("kto", {"hyperparameters": {"microBatchSize": 1}}, "needs 2 or more"),
-        ("rm", {"evaluation": {"prompts": ["Hi"]}}, "answers none"),
+        ("dpo", {"packing": True}, "packing in preference stages"),
+        ("kto", {"hyperparameters": {"microBatchSize": 1}}, "set 2 or more"),
+        ("rm", {"evaluation": {"prompts": ["Hi"]}}, "writes none"),
         ("rm", {"preference": {}}, "spec.preference"),
         ("orpo", {"hyperparameters": {"neftuneAlpha": 5}}, "neftuneAlpha"),
         ("dpo", {"template": {"trainOnPrompt": True}}, "trainOnPrompt"),
-        ("pt", {"template": {"name": "qwen"}}, "stage pt has none"),
-        ("pt", {"sources": [{"uri": "file:///x", "path": "x"}]}, "takes text, not alpaca"),
+        ("pt", {"template": {"name": "qwen"}}, "without a template"),
+        ("pt", {"sources": [{"uri": "file:///x", "path": "x"}]}, "stage pt trains plain text"),
     ],
 )
 def test_what_a_stage_cannot_do_is_refused(

@@ -6,7 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.strategy import Strategy, choose, processes
 
 
@@ -64,12 +66,27 @@ def test_without_an_estimate(spread: dict[str, Any], fields: dict[str, Any], exp
         ({"ddp", "zero2"}, {**TWO, "offload": "optimizer"}, {}, "zero2"),
         ({"zero3"}, {**TWO, "offload": "optimizer"}, {}, "zero3"),
         ({"zero3"}, {**TWO, "strategy": "ddp"}, {}, "ddp"),
+        ({"zero3"}, TWO, {"quantization": {"method": "hqq", "bits": 4}}, "zero2"),
+        ({"zero3"}, TWO, {"quantization": {"bits": 4}, "merge": {}}, "zero2"),
+        ({"zero3"}, TWO, {"acceleration": {"compile": True}}, "zero2"),
+        ({"zero3"}, TWO, {"stage": "orpo", "preference": {}}, "zero2"),
+        ({"zero2"}, TWO, {"precision": "fp8"}, "ddp"),
+        ({"zero2"}, TWO, {**FULL, "stage": "dpo", "preference": {}}, "ddp"),
+        ({"zero2"}, TWO, {"acceleration": {"fusedAdapters": True}}, "ddp"),
     ],
 )
 def test_with_an_estimate_the_cheapest_that_fits_and_that_can_work(
     fitting: set[str], spread: dict[str, Any], fields: dict[str, Any], expected: str
 ) -> None:
     assert choose(config(distributed=spread, **fields), fitting.__contains__).name == expected
+
+
+def test_where_the_rules_leave_nothing_to_choose_they_are_named() -> None:
+    with pytest.raises(
+        TrainerError, match=r"auto finds none for this job: .*fp8 under DeepSpeed.*offload is of"
+    ) as raised:
+        choose(config(distributed={**TWO, "offload": "optimizer"}, precision="fp8"))
+    assert raised.value.exit_code is ExitCode.CONFIG_INVALID
 
 
 @pytest.mark.parametrize(
