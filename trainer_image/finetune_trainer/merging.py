@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from peft import PeftModel
@@ -59,6 +60,8 @@ def merge(model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig,
     name = config.merge.dtype
     probe = torch.from_numpy(prepared.train[0].input_ids[None, :_PROBE_TOKENS].copy())
     tolerance = TOLERANCE[name]
+    # accelerate has put autocast around the model, below which even fp32 is computed in the job's precision.
+    model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
     if quantized := any(is_packed(part) for part in model.modules()):
         expected = _logits(model, probe, config.precision)
         tolerance = max(tolerance, QUANTIZED_TOLERANCE)
