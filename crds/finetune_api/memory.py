@@ -235,7 +235,7 @@ def activations(shape: ModelShape, recipe: Recipe) -> Activations:
     names = trained_names(shape, recipe)
     cast = recipe.autocast and recipe.trained == FP32
     copied = sum(m.elements for m in trained_matrices(shape, recipe) if m.rows > 1)
-    head = shape.embedding_parameters if _head_trained(recipe) else 0
+    head = shape.embedding_parameters if _head_trained(shape, recipe) else 0
     outside = head + (shape.embedding_parameters if head and not shape.tied_embeddings else 0)
     copies = recipe.compute * max(0, copied - outside) if cast and (names or method.lora is not None) else 0.0
     return Activations(
@@ -278,13 +278,14 @@ def keeping(shape: ModelShape, recipe: Recipe) -> Keeping:
     )
 
 
-def _head_trained(recipe: Recipe) -> bool:
+def _head_trained(shape: ModelShape, recipe: Recipe) -> bool:
     method = recipe.method
     if method.full is not None:
         return True
     names = method.freeze.extra_modules if method.freeze is not None else []
     names = [*names, *(method.lora.modules_to_save if method.lora is not None else [])]
-    return any(name.rpartition(".")[2] == "lm_head" for name in names)
+    heads = {"lm_head", "embed_tokens"} if shape.tied_embeddings else {"lm_head"}
+    return any(name.rpartition(".")[2] in heads for name in names)
 
 
 def _ends(shape: ModelShape, recipe: Recipe, how: Keeping) -> float:
@@ -293,7 +294,7 @@ def _ends(shape: ModelShape, recipe: Recipe, how: Keeping) -> float:
     tables = 2 * rows * recipe.length * shape.head_dim * how.residual
     mask = recipe.rows * recipe.length**2 * (how.compute if recipe.eager else 1)
     ids = 3 * 8 * tokens
-    head = shape.hidden * how.compute if _head_trained(recipe) else 0
+    head = shape.hidden * how.compute if _head_trained(shape, recipe) else 0
     return (
         tables + (mask if recipe.masked or recipe.eager else 0) + ids + tokens * (norm_bytes(shape.hidden, how) + head)
     )
@@ -326,7 +327,7 @@ def logit_bytes(shape: ModelShape, recipe: Recipe) -> Logits:
         chunks = -(-vocabulary // (fused_loss_scale(tokens, shape.hidden, vocabulary) * shape.hidden))
         chunk = min(tokens, 1 << (max(1, -(-tokens // chunks)) - 1).bit_length())
         held = chunk * vocabulary * compute + 2 * tokens * shape.hidden * compute
-        head = 2 * shape.embedding_parameters * recipe.trained if _head_trained(recipe) else 0
+        head = 2 * shape.embedding_parameters * recipe.trained if _head_trained(shape, recipe) else 0
         return Logits(held + head, tokens * shape.hidden * compute + head / 2, head / 2)
     elements = tokens * vocabulary
     forward = elements * (2 * FLOAT + (compute if compute != FLOAT else 0))
@@ -340,14 +341,14 @@ def fused_loss_scale(tokens: int, hidden: int, vocabulary: int) -> int:
 
 def _head_gradient(shape: ModelShape, recipe: Recipe) -> float:
     """The output head's gradient as it is made: in the arithmetic's type, and cast to the weight's."""
-    if not _head_trained(recipe):
+    if not _head_trained(shape, recipe):
         return 0.0
     cast = recipe.compute if recipe.trained != recipe.compute else 0
     return shape.embedding_parameters * (recipe.trained + cast)
 
 
 def _head_share(shape: ModelShape, recipe: Recipe) -> float:
-    return shape.embedding_parameters * recipe.trained if _head_trained(recipe) else 0.0
+    return shape.embedding_parameters * recipe.trained if _head_trained(shape, recipe) else 0.0
 
 
 def _waiting_head(shape: ModelShape, recipe: Recipe) -> float:

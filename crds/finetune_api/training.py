@@ -167,7 +167,8 @@ class LoraMethod(ApiModel):
     lora_plus_ratio: Annotated[float, Field(ge=1.0, le=1024.0)] | None = None
     """LoRA+ (arXiv 2402.12354): learning rate of B over that of A."""
     modules_to_save: Annotated[list[ModuleName], Field(max_length=64)] = []
-    """Modules trained in full and saved with the adapter."""
+    """Modules trained in full and saved with the adapter, by whole names or their last parts: `norm` is the last norm,
+    not a layer's `input_layernorm`. An embedding and a head that share their weight are trained together."""
 
 
 class MethodSpec(ApiModel):

@@ -16,6 +16,7 @@ from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import evaluating, token_losses
 from finetune_trainer.interruption import Interruption
+from finetune_trainer.loop import FineTuner
 from finetune_trainer.picture import read_history
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
@@ -111,3 +112,25 @@ def assert_same_result(one: TrainerConfig, other: TrainerConfig) -> None:
         for config in (one, other)
     ]
     assert reports[0] == reports[1]
+
+
+class Spoiler:
+    """Spoils the loss or the gradients of one step, and remembers the rows of each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, *, loss: float = 1.0, gradient: float = 1.0) -> None:
+        self.rows: dict[int, list[int]] = {}
+        known, train_step = FineTuner.compute_loss, FineTuner.training_step
+
+        def compute_loss(tuner: FineTuner, *arguments: Any, **options: Any) -> Any:
+            found = known(tuner, *arguments, **options)
+            if tuner.state.global_step + 1 == step:
+                found = found * loss
+                found.register_hook(lambda value: value * gradient)
+            return found
+
+        def training_step(tuner: FineTuner, model: Any, inputs: dict[str, Any], *arguments: Any) -> Any:
+            self.rows.setdefault(tuner.state.global_step + 1, []).extend(inputs["rows"])
+            return train_step(tuner, model, inputs, *arguments)
+
+        monkeypatch.setattr(FineTuner, "compute_loss", compute_loss)
+        monkeypatch.setattr(FineTuner, "training_step", training_step)

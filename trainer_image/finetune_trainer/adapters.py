@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from finetune_api.failures import ExitCode
 from finetune_api.training import LoraMethod
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -63,7 +65,7 @@ def add_adapters(
         TrainerError: METHOD_INVALID, with the names that there are.
     """
     check_names("targetModules", method.target_modules, linear)
-    check_names("modulesToSave", method.modules_to_save, [name for name, _ in model.named_modules() if name])
+    saved = full_names(method.modules_to_save, [name for name, _ in model.named_modules() if name])
     train_head(model)
     settings = LoraConfig(
         task_type="SEQ_CLS" if reward_head(model) else "CAUSAL_LM",
@@ -75,9 +77,41 @@ def add_adapters(
         use_rslora=method.rslora,
         use_dora=method.dora,
         init_lora_weights=_INIT[method.init],
-        modules_to_save=list(method.modules_to_save) or None,  # peft adds a reward's head by itself
+        modules_to_save=saved or None,  # peft adds a reward's head by itself
+        ensure_weight_tying=_ties(model, saved),
     )
-    return get_peft_model(model, settings, autocast_adapter_dtype=masters)
+    # peft makes a head anew where it is tied to an embedding that is trained: at home for real, else not at all.
+    with torch.device("meta") if model.device.type == "meta" else contextlib.nullcontext():
+        adapted = get_peft_model(model, settings, autocast_adapter_dtype=masters)
+    if masters:
+        _hold_in_fp32(adapted)
+    return adapted
+
+
+def _ties(model: PreTrainedModel, saved: list[str]) -> bool:
+    """Whether one of the modules ``saved`` shares its weight: with the embedding the head is trained, and the other way
+    round, as with any other method. Two copies would not fit into one tensor when they are merged."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if reward_head(model) or head is None or head.weight is not embedding.weight:
+        return False
+    return any(model.get_submodule(name) in (head, embedding) for name in saved)
+
+
+def _hold_in_fp32(model: nn.Module) -> None:
+    """Hold the modules that are trained in full in fp32, which peft does with adapters alone. What they give to the
+    rest of the model keeps its type."""
+    for part in model.modules():
+        if isinstance(part, ModulesToSaveWrapper):
+            trained = part.modules_to_save[_NAME]
+            if any(parameter.dtype != torch.float32 for parameter in trained.parameters()):
+                trained.float()
+                trained.register_forward_hook(_as_autocast)
+
+
+def _as_autocast(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    if not isinstance(output, torch.Tensor) or not torch.is_autocast_enabled(output.device.type):
+        return output
+    return output.to(torch.get_autocast_dtype(output.device.type))
 
 
 class Start:
@@ -92,13 +126,32 @@ class Start:
             model.peft_config[_NAME].init_lora_weights = kind
             self._files = {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
-    @contextmanager
+    @contextlib.contextmanager
     def written(self) -> Iterator[Path]:
         """A directory with it, as peft saves an adapter, for as long as the block runs."""
         with tempfile.TemporaryDirectory(prefix="lora-start-") as directory:
             for name, content in self._files.items():
                 Path(directory, name).write_bytes(content)
             yield Path(directory)
+
+
+def full_names(wanted: list[str], names: list[str]) -> list[str]:
+    """Of ``names`` those that ``wanted`` means: each whole, or the last parts of a name. peft itself would take `norm`
+    for `input_layernorm` too.
+
+    Raises:
+        TrainerError: METHOD_INVALID, where one means nothing, or peft would take another module with it.
+    """
+    check_names("modulesToSave", wanted, names)
+    meant = [name for name in names if any(name == one or name.endswith(f".{one}") for one in wanted)]
+    alike = {name for name in names if name.endswith(tuple(meant))}.difference(meant)
+    if alike:
+        raise TrainerError(
+            ExitCode.METHOD_INVALID,
+            f"method.lora.modulesToSave: peft cannot tell {', '.join(sorted(alike))} from {', '.join(meant)}, whose "
+            "names end alike; name all of them or none",
+        )
+    return meant
 
 
 def check_names(field: str, wanted: list[str], names: list[str]) -> None:

@@ -36,8 +36,8 @@ _NEVER = 10**9
 def make_config(config: TrainerConfig, strategy: Strategy, *, processes: int, accumulation: int) -> dict[str, Any]:
     """DeepSpeed's configuration for ``strategy``.
 
-    The optimizer is torch's AdamW on every device, fused where torch has that: it updates what DeepSpeed holds in
-    host memory too. DeepSpeed's own CPU optimizer would be compiled at the first step, for which images lack a
+    AdamW is torch's on every device, fused where torch has that: it updates what DeepSpeed holds in host memory
+    too. DeepSpeed's own CPU optimizer would be compiled at the first step, for which images lack a
     compiler. ``auto`` sizes are filled in by transformers from the model's hidden size.
 
     Args:

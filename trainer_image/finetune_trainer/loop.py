@@ -1,4 +1,4 @@
-"""transformers.Trainer with what it lacks: whole checkpoints, a meter of tokens, an end on SIGTERM or a lost loss.
+"""transformers.Trainer with what it lacks: whole checkpoints, a meter of tokens, an end on SIGTERM or on divergence.
 
 Its private methods that are overridden are those that it calls itself to write a checkpoint; a test resumes from one
 and demands the same weights as without an interruption.
@@ -26,6 +26,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from finetune_trainer.batches import Numbered
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.finite import DEEPSPEED_GIVES_UP, is_finite_norm, overflow_was_skipped, trained_weights_are_finite
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.log import log
 from finetune_trainer.progress import ProgressLog
@@ -134,7 +135,13 @@ class FineTuner(Trainer):
         self.meter.add(inputs.pop("tokens"))
         self.rows.extend(inputs.pop("rows"))
         with self._offloading:
-            return super().training_step(model, inputs, *arguments, **options)
+            try:
+                return super().training_step(model, inputs, *arguments, **options)
+            except Exception as error:
+                if type(error) is Exception and DEEPSPEED_GIVES_UP in str(error):
+                    raise self._diverged(f"the gradients of step {self.state.global_step + 1} overflow fp16 however "
+                                         "little the loss is scaled") from error  # fmt: skip
+                raise
 
     def restore(self, checkpoint: Path) -> None:
         """Take weights and state of a checkpoint of the last step. Trainer.train would do one step more where the
@@ -203,16 +210,7 @@ class FineTuner(Trainer):
         if "loss" not in logs:
             return  # the summary at the end
         self._loss = _numbers(logs)
-        if not math.isfinite(self._loss["loss"]):
-            saved = self.progress.checkpoint
-            kept = f" The checkpoint of step {saved.step} is good." if saved else ""
-            raise TrainerError(
-                ExitCode.NON_FINITE_LOSS,
-                f"the loss of step {self.state.global_step} is {self._loss['loss']} (gradient norm "
-                f"{self._loss.get('grad_norm')}): training diverged. The step held {_listed(self.rows)} of the data. "
-                f"Look at these, lower hyperparameters.learningRate ({self.args.learning_rate:g}) or maxGradNorm, or "
-                f"use precision fp32.{kept}",
-            )
+        self._check_step()
 
         step, total = self.state.global_step, self.state.max_steps
         due = self._evaluate_every is not None and step % self._evaluate_every == 0 and step < total
@@ -227,6 +225,35 @@ class FineTuner(Trainer):
         )
         log.info("step %d/%d: loss %.4f%s%s, %.0f tok/s", step, total, progress.loss, held_out, rewards, speed)
 
+    def _check_step(self) -> None:
+        """Stop where the loss or the gradients of the last step are no numbers. Both are on the host by now, and its
+        checkpoint is not written yet: weights that such gradients changed are never kept.
+
+        Raises:
+            TrainerError: NON_FINITE_LOSS.
+        """
+        step, loss, norm = self.state.global_step, self._loss["loss"], self._loss.get("grad_norm", 0.0)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss of step {step} is {loss} (gradient norm {norm})")
+        if is_finite_norm(norm):
+            return
+        del self._loss["grad_norm"]
+        if not overflow_was_skipped(self.accelerator, fp16=self.args.fp16):
+            raise self._diverged(
+                f"the gradients of step {step} are not finite (norm {norm}), though its loss is {loss:g}"
+            )
+        log.info("step %d is left out: its gradients overflow fp16; the loss is scaled by less from here on", step)
+
+    def _diverged(self, what: str) -> TrainerError:
+        """For all processes at once: what is judged, they have in common."""
+        saved, rows = self.progress.checkpoint, self.world.gather(self.rows)
+        kept = f" The checkpoint of step {saved.step} is good." if saved else ""
+        return TrainerError(
+            ExitCode.NON_FINITE_LOSS,
+            f"{what}: training diverged. The step held {_listed(rows)} of the data. Look at these, lower "
+            f"hyperparameters.learningRate ({self.args.learning_rate:g}) or maxGradNorm, or use precision fp32.{kept}",
+        )
+
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -239,6 +266,10 @@ class FineTuner(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
+        # A finite step too can take weights out of their type's range, which the next loss would tell.
+        (lost,) = self.world.total(not trained_weights_are_finite(self.model))
+        if lost:
+            raise self._diverged(f"weights are not finite after step {step}")
         with self.checkpoints.writing(step, {"tokens": self.meter.tokens}, self.world) as aside:
             self._run_dir = str(aside)
             try:

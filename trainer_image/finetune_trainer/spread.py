@@ -37,7 +37,8 @@ class Spread:
         spread = cls(config, world, choose(config), steps)
         if spread.strategy.name != "none":
             held = "" if spread.strategy.offload == "none" else f", {spread.strategy.offload} in host memory"
-            log.info("%s over %d devices%s, optimizer: torch's AdamW", spread.strategy.name, world.size, held)
+            optimizer = config.hyperparameters.optimizer
+            log.info("%s over %d devices%s, optimizer %s", spread.strategy.name, world.size, held, optimizer)
         return spread
 
     @property

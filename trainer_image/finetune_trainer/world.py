@@ -73,6 +73,14 @@ class World:
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
+    def gather(self, values: list[int]) -> list[int]:
+        """The values of all processes, by rank. Waits for every process."""
+        if self.size == 1:
+            return values
+        found: list[list[int]] = [[] for _ in range(self.size)]
+        distributed.all_gather_object(found, values)
+        return [value for part in found for value in part]
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.total(0)

@@ -16,7 +16,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer import cli
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.interruption import Interruption
-from trainings import configure, output_of
+from trainings import at, configure, output_of
 
 
 class Pod:
@@ -94,6 +94,36 @@ def test_a_pod_that_is_told_to_end_saves_and_the_next_goes_on(tmp_path: Path, ti
         os.kill(pid, signal.SIGKILL)
     assert pod.wait(pid) == -signal.SIGKILL
     assert f"going on from {saved.name}" in log
+
+
+def test_a_killed_pod_leaves_nothing_that_changes_the_result(tmp_path: Path, tiny: Path) -> None:
+    """The kernel ends it between two lines, with a step behind the checkpoint in progress."""
+    killed = configure(
+        tmp_path,
+        tiny,
+        method={"lora": {"rank": 4, "dropout": 0.1}},
+        hyperparameters={"maxSteps": 20},
+        checkpoint={"everySteps": 3, "keep": 2},
+    )
+    whole = at(killed, tmp_path / "whole")
+    results = []
+    for name, config in (("killed", killed), ("whole", whole)):
+        (tmp_path / f"{name}-pod").mkdir()
+        pod = Pod(tmp_path / f"{name}-pod", config)
+        assert pod.run("prepare")[0] == 0
+        if config is killed:
+            pid, output = pod.start("train")
+            with output:
+                await_line(output, "step 4/20")
+                os.kill(pid, signal.SIGKILL)
+            assert pod.wait(pid) == -signal.SIGKILL
+            saved = Checkpoints(output_of(config), keep=2).newest()
+            assert saved is not None
+            assert not output_of(config, "adapter").exists()
+        code, report = pod.run("train")
+        assert code == 0, report.message
+        results.append(output_of(config, "adapter", "adapter_model.safetensors").read_bytes())
+    assert results[0] == results[1]
 
 
 def await_line(output: TextIO, text: str) -> str:

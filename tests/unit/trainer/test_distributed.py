@@ -4,6 +4,7 @@ they end together. On CPUs over gloo; FSDP2, which accelerate has on GPUs alone,
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ from finetune_trainer.progress import FILE, ProgressLog
 from peft import PeftModel
 from ranks import fork, run_ranks, wait
 from safetensors.torch import load_file
-from trainings import at, configure, output_of
+from trainings import Spoiler, at, configure, output_of
 from transformers import AutoModelForCausalLM
 
 STEPS = {"maxSteps": 4, "globalBatchSize": 4, "microBatchSize": 1, "learningRate": 0.01}
@@ -125,6 +126,22 @@ def test_what_is_delivered_loads_without_deepspeed(runs: Runs, method: str, stra
         with evaluating(model, "fp32"):
             batch = Collator(0, packed=False)([held[i] for i in range(len(held))])
             assert float(token_losses(model, batch).mean()) == pytest.approx(report.progress.eval_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(("method", "strategy"), [("lora", "ddp"), ("full", "zero2"), ("full", "zero3")])
+def test_gradients_that_are_no_numbers_end_all_processes_with_the_rows_of_all(
+    runs: Runs, method: str, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = runs.configure(f"spoilt-{method}-{strategy}", method, strategy, checkpoint={"everySteps": 1, "keep": 9})
+    Spoiler(monkeypatch, 2, gradient=float("nan"))
+    report = run_ranks(config, runs.directory)
+    assert report.exit_code == ExitCode.NON_FINITE_LOSS
+    assert report.message is not None
+    assert "the gradients of step 2 are not finite" in report.message
+    named = re.search(r"The step held rows ([\d, ]+) of the data", report.message)
+    assert named is not None
+    assert len(named[1].split(",")) == STEPS["globalBatchSize"]
+    assert Checkpoints(output_of(config), keep=9).newest() == output_of(config, "checkpoints", "checkpoint-1")
 
 
 @pytest.mark.parametrize(("method", "strategy"), [("full", "zero2"), ("lora", "zero3")])

@@ -114,7 +114,6 @@ def test_the_fused_loss_and_its_gradients_are_the_models_own(tmp_path: Path, tin
 
 
 @pytest.mark.usefixtures("torch_loss")
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 def test_a_head_that_is_saved_with_the_adapter_is_trained_by_the_fused_loss(tiny: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny)
     fused_loss.fuse_loss(base)  # as the trainer does it, before there are adapters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -221,14 +222,56 @@ def test_a_merge_that_changes_nothing_is_an_error(tmp_path: Path, tiny: Path) ->
     assert not output_of(config, "merged").exists()
 
 
+@pytest.mark.parametrize(
+    ("small", "verdict"),
+    [(14, "refused"), (8, "refused"), (1, "warned"), (14, "written in fp32")],
+)
+def test_a_merge_is_judged_by_what_is_written(
+    tmp_path: Path, tiny: Path, small: int, verdict: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 14 adapters some change weights by less than half of the last bit that bf16 has."""
+    merge = {"dtype": "fp32" if "fp32" in verdict else "bf16"}
+    config = configure(tmp_path, tiny, precision="bf16", merge=merge)
+    prepare(config)
+    model = load_model(config, tiny, torch.device("cpu")).model
+    added = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
+    assert len(added) == 14
+    for number, parameter in enumerate(added):
+        parameter.data.fill_(1e-9 if number < small else 1e-2)
+    arguments = model, AutoTokenizer.from_pretrained(tiny), config, load_prepared(config)
+    told = f"{small} of 14 trained modules are the base's again once they are rounded to bf16"
+    if verdict == "refused":
+        with pytest.raises(TrainerError, match=told) as raised:
+            merging.merge(*arguments)
+        assert raised.value.exit_code is ExitCode.EXPORT_INVALID
+        assert "output.merge.dtype: fp32, or serve the adapter" in str(raised.value)
+        assert not output_of(config, "merged").exists()
+        return
+    with caplog.at_level(logging.WARNING):
+        merging.merge(*arguments)
+    assert (told in caplog.text) == (verdict == "warned")
+    assert output_of(config, "merged", "model.safetensors").exists()
+
+
+def test_a_merge_of_saved_modules_alone_changes_something(tmp_path: Path, tiny: Path) -> None:
+    config = configure(tmp_path, tiny, merge={"dtype": "fp32"}, method={"lora": {"rank": 4, "modulesToSave": ["norm"]}})
+    prepare(config)
+    model = load_model(config, tiny, torch.device("cpu")).model
+    model.get_base_model().model.norm.weight.data.mul_(1.5)
+    merging.merge(model, AutoTokenizer.from_pretrained(tiny), config, load_prepared(config))
+    merged = AutoModelForCausalLM.from_pretrained(output_of(config, "merged"))
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    torch.testing.assert_close(merged.model.norm.weight, 1.5 * base.model.norm.weight)
+
+
 def test_a_merge_that_says_something_else_is_an_error(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(tmp_path, tiny, merge={"dtype": "fp32"})
     spoil = merging._merge_layers
 
-    def spoiled(model: Any) -> int:
-        count = spoil(model)
+    def spoiled(model: Any, dtype: torch.dtype) -> Any:
+        count = spoil(model, dtype)
         with torch.no_grad():
             model.get_base_model().model.norm.weight.mul_(1.5)
         return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,11 @@ def test_a_lost_loss_ends_training(tmp_path: Path, tiny: Path, stage: Any) -> No
     with pytest.raises(TrainerError, match="learningRate") as raised:
         run(config)
     assert raised.value.exit_code is ExitCode.NON_FINITE_LOSS
+    named = re.search(r"The step held rows ([\d, ]+) of the data", str(raised.value))
+    assert named is not None
+    rows = [int(number) for number in named[1].split(",")]
+    assert len(rows) == config.hyperparameters.global_batch_size
+    assert set(rows) <= set(range(1, 25))
 
 
 @pytest.mark.parametrize("stage", ["dpo", "pt"])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pytest
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.spread import Spread
+from finetune_trainer.steps import count_steps
 from finetune_trainer.strategy import Strategy, choose, processes
+from finetune_trainer.world import World
 
 
 def config(*, distributed: dict[str, Any], **fields: Any) -> TrainerConfig:
@@ -95,3 +99,15 @@ def test_where_the_rules_leave_nothing_to_choose_they_are_named() -> None:
 )
 def test_what_a_strategy_shards(name: str, stage: int, sharded: bool) -> None:
     assert (Strategy(name).zero_stage, Strategy(name).shards_weights) == (stage, sharded)
+
+
+@pytest.mark.parametrize(("strategy", "optimizer"), [("zero2", "adamw"), ("ddp", "adafactor")])
+def test_the_log_names_the_optimizer_that_is_in_use(
+    strategy: str, optimizer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = config(
+        distributed={**TWO, "strategy": strategy}, hyperparameters={"optimizer": optimizer, "microBatchSize": 1}
+    )
+    with caplog.at_level(logging.INFO):
+        Spread.plan(wanted, World(0, 2), count_steps(wanted.hyperparameters, 64, 2))
+    assert f"{strategy} over 2 devices, optimizer {optimizer}" in caplog.text

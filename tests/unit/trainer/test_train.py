@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer import evaluate
 from finetune_trainer import train as training
 from finetune_trainer.batches import Collator
+from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.interruption import Interruption
+from finetune_trainer.loop import FineTuner
 from finetune_trainer.model import count_parameters, load_model
 from finetune_trainer.picture import read_history
 from finetune_trainer.prepare import prepare
@@ -26,7 +29,7 @@ from finetune_trainer.progress import FILE, ProgressLog
 from finetune_trainer.train import BASELINE
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from trainings import assert_same_result, at, configure, output_of, run, run_interrupted
+from trainings import Spoiler, assert_same_result, at, configure, output_of, run, run_interrupted
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 CPU = torch.device("cpu")
@@ -277,6 +280,92 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, tiny: Path) -> No
     rows = [int(number) for number in named[1].split(",")]
     assert len(rows) == config.hyperparameters.global_batch_size
     assert set(rows) <= set(range(1, 25))
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "told"),
+    [
+        ({"loss": INFINITE}, "the loss of step 3 is inf"),
+        ({"gradient": NAN}, r"the gradients of step 3 are not finite \(norm nan\)"),
+        ({"gradient": INFINITE}, r"the gradients of step 3 are not finite \(norm (inf|nan)\)"),
+    ],
+)
+def test_a_step_whose_loss_or_gradients_are_no_numbers_is_never_saved(
+    tmp_path: Path, tiny: Path, spoilt: dict[str, float], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = 0.0 if "inf" in told else 1.0  # the norm is known without clipping too
+    config = configure(tmp_path, tiny, checkpoint={"everySteps": 1, "keep": 9}, hyperparameters={"maxGradNorm": clip})
+    spoiler = Spoiler(monkeypatch, 3, **spoilt)
+    with pytest.raises(TrainerError, match=told) as raised:
+        run(config)
+    assert raised.value.exit_code is ExitCode.NON_FINITE_LOSS
+    rows = ", ".join(map(str, sorted(spoiler.rows[3])))
+    assert f"The step held rows {rows} of the data" in str(raised.value)
+    assert "The checkpoint of step 2 is good" in str(raised.value)
+    saved = Checkpoints(output_of(config), keep=9)
+    assert saved.newest() == saved.path_of(2)
+    kept = load_file(saved.path_of(2) / "adapter_model.safetensors")
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+def test_weights_that_leave_their_types_range_are_never_saved(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path, tiny, checkpoint={"everySteps": 1, "keep": 9})
+    step = torch.optim.AdamW.step
+
+    def overflow(optimizer: torch.optim.AdamW, *arguments: Any) -> None:
+        step(optimizer, *arguments)
+        trained = optimizer.param_groups[0]["params"][0]
+        if optimizer.state[trained]["step"] == 2:
+            trained.data[0, 0] = INFINITE
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
+    with pytest.raises(TrainerError, match="weights are not finite after step 2") as raised:
+        run(config)
+    assert raised.value.exit_code is ExitCode.NON_FINITE_LOSS
+    assert "The checkpoint of step 1 is good" in str(raised.value)
+    assert Checkpoints(output_of(config), keep=9).newest() == output_of(config, "checkpoints", "checkpoint-1")
+
+
+@pytest.mark.parametrize("scale", [2.0**16, 1.0])
+def test_under_loss_scaling_gradients_that_overflow_cost_a_step_unless_no_scale_helps(
+    tmp_path: Path, tiny: Path, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16 is for GPUs; torch's scaler runs anywhere."""
+    config = configure(tmp_path, tiny, checkpoint={"everySteps": 1, "keep": 9})
+    Spoiler(monkeypatch, 3, gradient=INFINITE)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    begin = FineTuner.begin
+
+    def scaled(tuner: FineTuner) -> None:
+        begin(tuner)
+        tuner.args.fp16, tuner.accelerator.scaler, tuner.optimizer.scaler = True, scaler, scaler
+        tuner.optimizer.__setstate__({})  # as if it had been made with the scaler
+
+    monkeypatch.setattr(FineTuner, "begin", scaled)
+    monkeypatch.setattr(
+        Accelerator, "unscale_gradients", lambda accelerator: scaler.unscale_(accelerator._optimizers[0].optimizer)
+    )
+    if scale == 1.0:
+        with pytest.raises(TrainerError, match="the gradients of step 3 are not finite") as raised:
+            run(config)
+        assert raised.value.exit_code is ExitCode.NON_FINITE_LOSS
+        return
+    report = run(config)
+    assert report.progress is not None
+    assert report.progress.step == 6
+    assert scaler.get_scale() == scale / 2
+    history = read_history(output_of(config, FILE))
+    assert [step.grad_norm is None for step in history[1:]] == [False, False, True, False, False, False]
+    before, after = (
+        load_file(output_of(config, "checkpoints", f"checkpoint-{step}", "adapter_model.safetensors"))
+        for step in (2, 3)
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_sequences_name_the_rows_that_they_come_from(tmp_path: Path, tiny: Path) -> None:
