@@ -16,6 +16,7 @@ SHARDED = either(ZERO3, _FSDP)
 """No device holds the whole model."""
 NOT_BY_DDP = either(OneOf("distributed.strategy", ("zero1", "zero2", "zero3", "fsdp2")), _OFFLOADED)
 """DeepSpeed or FSDP2 holds what is trained."""
+_ZERO = either(OneOf("distributed.strategy", ("zero1", "zero2", "zero3")), _OFFLOADED)
 
 SPREAD_RULES: tuple[Rule, ...] = (
     later(
@@ -38,6 +39,12 @@ SPREAD_RULES: tuple[Rule, ...] = (
         "output.merge",
         both(Present("output.merge"), Present("quantization"), SHARDED),
         "merging into a quantized base whose weights are shared out; use zero2, or merge the adapter later",
+    ),
+    later(
+        "method.full.masterWeights",
+        both(OneOf("method.full.masterWeights", ("none",)), _ZERO),
+        "training without masters under ZeRO, which holds them with the optimizer's state; leave it fp32, or use ddp "
+        "or fsdp2",
     ),
     later(
         "acceleration.compile",

@@ -344,6 +344,20 @@ CASES: tuple[Case, ...] = (
         "spec.method.full.masterWeights: fp16 scales the loss",
     ),
     Case(
+        "without masters, shared out",
+        {"method": {"full": {"masterWeights": "none"}}, "distributed": {"gpusPerNode": 2, "strategy": "zero2"}},
+        "training without masters under ZeRO",
+    ),
+    Case(
+        "without masters, in host memory",
+        {"method": {"full": {"masterWeights": "none"}}, "distributed": {"gpusPerNode": 1, "offload": "optimizer"}},
+        "training without masters under ZeRO",
+    ),
+    Case(
+        "without masters under FSDP2",
+        {"method": {"full": {"masterWeights": "none"}}, "distributed": {"gpusPerNode": 2, "strategy": "fsdp2"}},
+    ),
+    Case(
         "half precision with a module in full",
         {"precision": "fp16", "method.lora.modulesToSave": ["norm"], "distributed": {"gpusPerNode": 1}},
     ),

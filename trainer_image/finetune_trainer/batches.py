@@ -26,6 +26,11 @@ class Examples(Dataset[Sequence]):
     def __getitem__(self, index: int) -> Sequence:
         return self._sequences[index]
 
+    @property
+    def longest(self) -> int:
+        """Index of the sequence with most tokens."""
+        return self._sequences.longest
+
 
 class Collator:
     """Makes a batch of sequences, in the form that model and kernels want.

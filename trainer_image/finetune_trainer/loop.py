@@ -20,15 +20,17 @@ import torch
 from finetune_api.failures import ExitCode
 from finetune_api.status import Progress
 from peft.optimizers import create_loraplus_optimizer
+from torch.utils.data import RandomSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from finetune_trainer.batches import Numbered
+from finetune_trainer.batches import Examples, Numbered
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.finite import DEEPSPEED_GIVES_UP, is_finite_norm, overflow_was_skipped, trained_weights_are_finite
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.log import log
+from finetune_trainer.order import LongestFirst
 from finetune_trainer.progress import ProgressLog
 from finetune_trainer.world import ALONE, World
 
@@ -115,6 +117,13 @@ class FineTuner(Trainer):
     def stopped(self) -> bool:
         """Whether training ended early because the process was told to end."""
         return self.interrupted.told and self.state.global_step < self.state.max_steps
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset
+        if not isinstance(sampler, RandomSampler) or not isinstance(dataset, Examples):
+            return sampler
+        return LongestFirst(len(dataset), dataset.longest, self.args.seed)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer; under LoRA+ (Hayou et al., arXiv 2402.12354) with a higher learning rate for B than for A."""

@@ -116,6 +116,11 @@ class SequenceSet:
         return int(self._store.lengths[self._members].sum())
 
     @property
+    def longest(self) -> int:
+        """Index of the sequence with most tokens, the first of several."""
+        return int(np.add.reduceat(self._store.lengths[self._members], self._starts[:-1]).argmax())
+
+    @property
     def supervised_tokens(self) -> int:
         """Tokens that the loss is computed on."""
         return int(self._supervised[self._members].sum(dtype=np.int64))
