@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.fitting import Fit, changes_that_fit, smallest_gpu_count
+from finetune_api.fitting import COMMON_GPUS, LARGEST, Fit, changes_that_fit, smallest_gpu_count
 from finetune_api.job import FineTuneJob
 from finetune_api.memory import USABLE, refuse_unknown, trained_parameters
 from finetune_api.memory import estimate as estimated
@@ -26,8 +26,6 @@ from finetune_cli.local_job import find_job
 from finetune_cli.model_config import read_model_config
 from finetune_cli.quantities import parse_bytes
 
-SIZES = ("24Gi", "48Gi", "80Gi")
-"""GPUs that are told of unless others are asked for."""
 _PARTS = {
     "weights": "the model, as the method holds it",
     "gradients": "of the weights that are trained",
@@ -61,7 +59,7 @@ def estimate(
     Raises:
         CliError: there is no such job, or the model's config.json cannot be had or is of a build not known.
     """
-    sizes = {size: parse_bytes(size, "--gpu-memory") for size in gpu_memory or SIZES}
+    sizes = {size: parse_bytes(size, "--gpu-memory") for size in gpu_memory} or COMMON_GPUS
     _, chosen = find_job(read_documents(files), job)
     where, body = read_model_config(chosen.spec.model, model_config)
     try:
@@ -123,7 +121,8 @@ def _table(told: MemoryEstimate) -> Table:
 def _sentence(verdict: Verdict) -> str:
     fit = verdict.fit
     if fit is None:
-        return f"{verdict.size}: does not fit on up to 64 GPUs, whatever is changed; use a smaller model or larger GPUs"
+        less = "whatever is changed; use a smaller model or larger GPUs"
+        return f"{verdict.size}: does not fit on up to {LARGEST} GPUs, {less}"
     gpus = "1 GPU" if fit.devices == 1 else f"{fit.devices} GPUs, {fit.strategy}"
     held = f"{gpus}, micro-batch {fit.micro_batch}: {words.size(fit.estimate.total)} each"
     if not verdict.changes:

@@ -17,6 +17,10 @@ STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero2", "zero3")
 """Tried in this order: the later ones need less memory and more communication."""
 LARGEST = 64
 """GPUs up to which is tried."""
+COUNTS = (*range(1, 9), *range(16, LARGEST + 1, 8))
+"""How many are tried: of one node, then whole nodes of eight."""
+COMMON_GPUS = {"24Gi": 24 * 2**30, "48Gi": 48 * 2**30, "80Gi": 80 * 2**30}
+"""Bytes of GPUs that are told of where none is named."""
 _SHORT = 512
 """Tokens of a sequence that is short for a chat."""
 
@@ -52,7 +56,7 @@ def choose_micro_batch(config: TrainerConfig, shape: ModelShape, memory: int, *,
 def smallest_gpu_count(
     config: TrainerConfig, shape: ModelShape, memory: int, *, longest: int | None = None
 ) -> Fit | None:
-    """The smallest of 1, 2, 4, … GPUs that hold the job, with the first strategy that does; None up to 64.
+    """The smallest of :data:`COUNTS` that holds the job, with the first strategy that does; None where none is enough.
 
     Args:
         config: the job's. Its number of GPUs is not looked at, nor is its strategy unless it names one.
@@ -156,8 +160,7 @@ def _largest(recipe: Recipe, config: TrainerConfig, shape: ModelShape, memory: i
 def _ways(config: TrainerConfig) -> Iterator[tuple[int, Strategy]]:
     """Numbers of GPUs and strategies that the rules and the global batch allow, least first."""
     said, together = config.distributed.strategy, max(1, config.distributed.sequence_parallel)
-    devices = 1
-    while devices <= LARGEST:
+    for devices in COUNTS:
         if devices % together == 0 and config.hyperparameters.global_batch_size % (devices // together) == 0:
             # Alone there is nobody to share with, but for the host's memory.
             shared = devices > 1 or config.distributed.offload != "none"
@@ -165,7 +168,6 @@ def _ways(config: TrainerConfig) -> Iterator[tuple[int, Strategy]]:
             for strategy in strategies:
                 if not _refused(config, devices, strategy):
                     yield devices, strategy
-        devices *= 2
 
 
 def _refused(config: TrainerConfig, devices: int, strategy: Strategy) -> bool:

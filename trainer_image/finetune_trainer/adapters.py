@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.heads import reward_head, train_head
 from finetune_trainer.media_models import pattern_of, within
+from finetune_trainer.quantization import is_packed
 
 FROM_THE_WEIGHTS = ("pissa", "olora")
 """Starts that take the adapter's first values out of the base's weights, and change these."""
@@ -66,6 +67,12 @@ def add_adapters(
     """
     check_names("targetModules", method.target_modules, linear)
     saved = full_names(method.modules_to_save, [name for name, _ in model.named_modules() if name])
+    if packed := [name for name in saved if any(map(is_packed, model.get_submodule(name).modules()))]:
+        raise TrainerError(
+            ExitCode.METHOD_INVALID,
+            f"method.lora.modulesToSave: {', '.join(packed)} is held in fewer bits, which cannot be trained; leave it "
+            "to adapters (method.lora.targetModules), or drop quantization",
+        )
     train_head(model)
     settings = LoraConfig(
         task_type="SEQ_CLS" if reward_head(model) else "CAUSAL_LM",

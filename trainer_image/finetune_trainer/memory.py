@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 from finetune_api.failures import ExitCode
-from finetune_api.fitting import changes, choose_micro_batch, fits
+from finetune_api.fitting import COMMON_GPUS, LARGEST, changes, choose_micro_batch, fits, smallest_gpu_count
 from finetune_api.memory import estimate, refuse_unknown
 from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import Strategy, recipe_of
@@ -165,6 +165,16 @@ def describe(told: MemoryEstimate) -> str:
     parts = {part: getattr(told, part) for part in PARTS}
     listed = [f"{part} {size(count)}" for part, count in sorted(parts.items(), key=lambda item: -item[1]) if count]
     return f"{size(told.total)} at micro-batch {told.micro_batch_size} ({', '.join(listed)})"
+
+
+def describe_fits(config: TrainerConfig, shape: ModelShape, longest: int | None) -> str:
+    """On how few GPUs the job fits, for the common sizes of one."""
+    found = []
+    for name, held in COMMON_GPUS.items():
+        fit = smallest_gpu_count(config, shape, held, longest=longest)
+        how = f"{fit.devices} ({fit.strategy}, micro-batch {fit.micro_batch})" if fit else f"more than {LARGEST}"
+        found.append(f"{how} of {name}")
+    return ", ".join(found)
 
 
 def size(count: float) -> str:

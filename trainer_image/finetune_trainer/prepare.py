@@ -25,7 +25,14 @@ from finetune_trainer.filling import fill
 from finetune_trainer.log import log
 from finetune_trainer.media_processor import MediaProcessor, find_processor
 from finetune_trainer.media_reader import media_facts
-from finetune_trainer.memory import auto_without_estimate, describe, expected_memory, longest_sequence, read_shape
+from finetune_trainer.memory import (
+    auto_without_estimate,
+    describe,
+    describe_fits,
+    expected_memory,
+    longest_sequence,
+    read_shape,
+)
 from finetune_trainer.prepared import (
     LAYOUT,
     new_store,
@@ -114,8 +121,10 @@ def prepare(config: TrainerConfig) -> TerminationReport:
         write_handover(config, handover, weights)
     memory = None
     if shape is not None:
-        expected = expected_memory(config, shape, longest_sequence(config, directory))
+        longest = longest_sequence(config, directory)
+        expected = expected_memory(config, shape, longest)
         log.info("memory: %s", describe(expected))
+        log.info("GPUs that hold the job: %s", describe_fits(config, shape, longest))
         memory = MemoryStatus(estimate=expected)
     return TerminationReport(step="prepare", dataset=dataset, model=model, memory=memory)
 

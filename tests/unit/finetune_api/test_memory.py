@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from finetune_api.fitting import changes_that_fit, choose_micro_batch, fits, smallest_gpu_count
+from finetune_api.fitting import COUNTS, changes_that_fit, choose_micro_batch, fits, smallest_gpu_count
 from finetune_api.memory import USABLE, activations, estimate, logit_bytes, resting_bytes
 from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import Recipe, recipe_of
@@ -235,6 +235,32 @@ def test_the_smallest_count_grows_as_memory_shrinks() -> None:
     for fit, memory in zip(found, (192, 80, 40), strict=True):
         assert fit is not None
         assert fit.estimate.total <= USABLE * memory * GIB
+
+
+@pytest.mark.parametrize("memory", [24, 32, 40, 48, 80, 141])
+def test_no_smaller_count_fits(memory: int) -> None:
+    """Of all that divide the global batch, three and six among them."""
+    shape = ModelShape.from_config(QWEN3_8B)
+    config = job(method={"full": {}}, acceleration={"gradientCheckpointing": True},
+                 hyperparameters={"globalBatchSize": 24, "microBatchSize": 1})  # fmt: skip
+    fit = smallest_gpu_count(config, shape, memory * GIB)
+    assert fit is not None
+    for devices in (count for count in COUNTS if count < fit.devices):
+        for strategy in ("ddp", "zero2", "zero3"):
+            recipe = recipe_of(config, devices=devices, strategy=strategy)
+            assert (
+                24 % devices
+                or (devices == 1 and strategy != "ddp")
+                or not fits(estimate(shape, recipe).total, memory * GIB)
+            )
+
+
+def test_counts_are_not_powers_of_two_alone() -> None:
+    config = job(method={"full": {}}, acceleration={"gradientCheckpointing": True},
+                 hyperparameters={"globalBatchSize": 24, "microBatchSize": 1})  # fmt: skip
+    shape = ModelShape.from_config(QWEN3_8B)
+    counts = {fit.devices for memory in range(20, 142, 4) if (fit := smallest_gpu_count(config, shape, memory * GIB))}
+    assert {3, 6} & counts
 
 
 def test_one_gpu_is_trained_on_plainly() -> None:

@@ -64,6 +64,16 @@ def test_prepare_reports_the_estimate_for_the_longest_sequence_there_is(tmp_path
     assert packed.memory.estimate.activations > 4 * report.memory.estimate.activations
 
 
+def test_prepare_tells_on_how_few_gpus_of_a_size_the_job_fits(
+    tmp_path: Path, tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        prepare(configure(tmp_path, tiny))
+    (line,) = [record.getMessage() for record in caplog.records if "GPUs that hold" in record.getMessage()]
+    assert line.startswith("GPUs that hold the job: 1 (ddp, micro-batch 2) of 24Gi, 1 (ddp,")
+    assert line.endswith("of 80Gi")
+
+
 def test_a_build_that_is_not_known_is_not_estimated_and_the_log_says_so(
     tmp_path: Path, odd: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -46,6 +46,14 @@ def test_a_module_that_peft_would_train_too_is_named() -> None:
     assert full_names(["norm"], names) == names
 
 
+def test_a_module_in_fewer_bits_cannot_be_trained(tmp_path: Path, tiny: Path) -> None:
+    method = {"lora": {"rank": 4, "targetModules": ["q_proj"], "modulesToSave": ["layers.1.mlp", "norm"]}}
+    config = configure(tmp_path, tiny, method=method, quantization={"bits": 4})
+    with pytest.raises(TrainerError, match=r"model\.layers\.1\.mlp is held in fewer bits") as raised:
+        load_model(config, tiny, CPU)
+    assert raised.value.exit_code is ExitCode.METHOD_INVALID
+
+
 @pytest.mark.parametrize(
     ("named", "changed"),
     [
