@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from finetune_api.memory import estimate  # noqa: E402
 from finetune_api.model_shape import ModelShape  # noqa: E402
-from finetune_api.recipe import recipe_of  # noqa: E402
+from finetune_api.recipe import fuses_adapters, recipe_of  # noqa: E402
 from finetune_api.status import AccelerationStatus, MemoryEstimate, ModelStatus  # noqa: E402
 from finetune_api.trainer_config import TrainerConfig  # noqa: E402
 from finetune_trainer import model as models  # noqa: E402
@@ -43,7 +43,9 @@ from finetune_trainer import train as training  # noqa: E402
 from finetune_trainer.batches import Collator  # noqa: E402
 from finetune_trainer.checkpoints import Checkpoints  # noqa: E402
 from finetune_trainer.dtypes import DTYPES  # noqa: E402
+from finetune_trainer.fused_adapters import on_whole_weights  # noqa: E402
 from finetune_trainer.interruption import Interruption  # noqa: E402
+from finetune_trainer.kernels import compile_layers  # noqa: E402
 from finetune_trainer.loop import Meter  # noqa: E402
 from finetune_trainer.prepared import Sequence as Tokens  # noqa: E402
 from finetune_trainer.progress import ProgressLog  # noqa: E402
@@ -88,6 +90,7 @@ class Case:
     checkpointing: bool
     length: int
     micro_batch: int
+    compiled: bool = False
 
     def config(self, output: Path, device: str) -> TrainerConfig:
         """As the trainer gets it."""
@@ -97,7 +100,7 @@ class Case:
             "sources": [],
             "maxLength": self.length,
             **METHODS[self.method],
-            "acceleration": {"gradientCheckpointing": self.checkpointing},
+            "acceleration": {"gradientCheckpointing": self.checkpointing, "compile": self.compiled},
             "hyperparameters": {
                 "maxSteps": STEPS,
                 "globalBatchSize": self.micro_batch,
@@ -132,6 +135,9 @@ class Random:
     def __init__(self, count: int, length: int, vocabulary: int) -> None:
         self._count, self._length, self._vocabulary = count, length, vocabulary
 
+    longest = 0
+    media_kinds = ()
+
     def __len__(self) -> int:
         return self._count
 
@@ -152,6 +158,9 @@ def build(case: Case, config: TrainerConfig, shape: dict[str, Any], device: str)
     kernels = models.apply_kernels(config, model, torch.device(device))
     model = models._with_method(model, config.method)  # noqa: SLF001 - what is measured
     model.to(device)
+    models._fuse(config, model, possible=fuses_adapters(config, on_gpu=device == "cuda"))  # noqa: SLF001
+    if case.compiled:
+        compile_layers(model, recomputed=case.checkpointing, joint=on_whole_weights(model))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return models.Loaded(
         model,
@@ -260,7 +269,7 @@ def cases(chosen: argparse.Namespace, shapes: dict[str, dict[str, Any]]) -> Iter
     for model, length, micro, method, checkpointing in itertools.product(
         shapes, chosen.length, chosen.micro_batch, chosen.method, (False, True)
     ):
-        yield Case(model, method, checkpointing, length, micro)
+        yield Case(model, method, checkpointing, length, micro, chosen.compile)
 
 
 def table(rows: Sequence[Row], title: str) -> str:
@@ -292,6 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--method", action="append", choices=tuple(METHODS), help="repeatable; all")
     parser.add_argument("--length", action="append", type=int, metavar="TOKENS", help="repeatable; 2048 and 4096")
     parser.add_argument("--micro-batch", action="append", type=int, metavar="N", help="repeatable; 1 and 4")
+    parser.add_argument("--compile", action="store_true", help="compiled layers, each case with a compilation")
     parser.add_argument("--budget-seconds", type=float, default=230.0, help="begin no case after this; 230")
     chosen = parser.parse_args(arguments)
     chosen.method = chosen.method or list(METHODS)
@@ -326,7 +336,8 @@ def main(arguments: list[str] | None = None) -> int:
     libraries = ", ".join(
         f"{package} {version(package)}" for package in ("torch", "transformers", "peft", "bitsandbytes")
     )
-    title = f"Memory on {name}, bf16, {STEPS} steps, GiB; {libraries}"
+    how = ", compiled layers" if chosen.compile else ""
+    title = f"Memory on {name}, bf16, {STEPS} steps{how}, GiB; {libraries}"
     text = table(rows, title) + "".join(f"\nNot run: {case} ({why})" for case, why in passed_over)
     chosen.out.mkdir(parents=True, exist_ok=True)
     (chosen.out / "memory.md").write_text(text)
