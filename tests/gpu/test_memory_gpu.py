@@ -20,6 +20,8 @@ from tiny_model import make_tiny_model
 from trainings import configure, rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
+# Dynamo warns within itself and hides that, which a warning that is an error escapes.
+pytestmark = pytest.mark.filterwarnings("default::UserWarning")
 GIB = 2**30
 
 
@@ -32,6 +34,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
                    "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 50_000})  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(autouse=True)
+def _no_graphs() -> None:
+    """Graphs of tests before count as this one's, and after eight of them there are no more."""
+    torch._dynamo.reset()
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -48,6 +56,18 @@ CASES: dict[str, dict[str, Any]] = {
         "quantization": {"bits": 4},
         "acceleration": {"gradientCheckpointing": True},
     },
+    "lora-separate": {"method": {"lora": {"rank": 16}}, "acceleration": {"fusedAdapters": False}},
+    "lora-compiled": {"method": {"lora": {"rank": 16}}, "acceleration": {"compile": True}},
+    "lora-compiled-offload": {
+        "method": {"lora": {"rank": 16}},
+        "acceleration": {"compile": True, "gradientCheckpointing": True, "activationOffload": True},
+    },
+    "qlora-compiled": {
+        "method": {"lora": {"rank": 16}},
+        "quantization": {"bits": 4},
+        "acceleration": {"compile": True},
+    },
+    "full-compiled": {"method": {"full": {}}, "acceleration": {"compile": True}},
     "eight-bits": {"method": {"lora": {"rank": 16}}, "quantization": {"bits": 8}},
 }
 
