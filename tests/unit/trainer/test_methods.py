@@ -238,7 +238,12 @@ def test_a_merge_is_judged_by_what_is_written(
     assert len(added) == 14
     for number, parameter in enumerate(added):
         parameter.data.fill_(1e-9 if number < small else 1e-2)
-    arguments = model, AutoTokenizer.from_pretrained(tiny), config, load_prepared(config)
+    arguments = (
+        model,
+        AutoTokenizer.from_pretrained(tiny),
+        config,
+        Facts(load_prepared(config), None, ModelStatus(), []),
+    )
     told = f"{small} of 14 trained modules are the base's again once they are rounded to bf16"
     if verdict == "refused":
         with pytest.raises(TrainerError, match=told) as raised:
@@ -258,7 +263,9 @@ def test_a_merge_of_saved_modules_alone_changes_something(tmp_path: Path, tiny: 
     prepare(config)
     model = load_model(config, tiny, torch.device("cpu")).model
     model.get_base_model().model.norm.weight.data.mul_(1.5)
-    merging.merge(model, AutoTokenizer.from_pretrained(tiny), config, load_prepared(config))
+    merging.merge(
+        model, AutoTokenizer.from_pretrained(tiny), config, Facts(load_prepared(config), None, ModelStatus(), [])
+    )
     merged = AutoModelForCausalLM.from_pretrained(output_of(config, "merged"))
     base = AutoModelForCausalLM.from_pretrained(tiny)
     torch.testing.assert_close(merged.model.norm.weight, 1.5 * base.model.norm.weight)
