@@ -43,9 +43,8 @@ from finetune_trainer import train as training  # noqa: E402
 from finetune_trainer.batches import Collator  # noqa: E402
 from finetune_trainer.checkpoints import Checkpoints  # noqa: E402
 from finetune_trainer.dtypes import DTYPES  # noqa: E402
-from finetune_trainer.fused_adapters import on_whole_weights  # noqa: E402
+from finetune_trainer.fused_loss import NAME as FUSED_LOSS  # noqa: E402
 from finetune_trainer.interruption import Interruption  # noqa: E402
-from finetune_trainer.kernels import compile_layers  # noqa: E402
 from finetune_trainer.loop import Meter  # noqa: E402
 from finetune_trainer.prepared import Sequence as Tokens  # noqa: E402
 from finetune_trainer.progress import ProgressLog  # noqa: E402
@@ -158,9 +157,7 @@ def build(case: Case, config: TrainerConfig, shape: dict[str, Any], device: str)
     kernels = models.apply_kernels(config, model, torch.device(device))
     model = models._with_method(model, config.method)  # noqa: SLF001 - what is measured
     model.to(device)
-    models._fuse(config, model, possible=fuses_adapters(config, on_gpu=device == "cuda"))  # noqa: SLF001
-    if case.compiled:
-        compile_layers(model, recomputed=case.checkpointing, joint=on_whole_weights(model))
+    kernels += models.quicken(config, model, fused=fuses_adapters(config, on_gpu=device == "cuda"))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return models.Loaded(
         model,
@@ -241,7 +238,7 @@ def train(case: Case, config: TrainerConfig, shape: dict[str, Any], device: str)
         prepared=SimpleNamespace(train=data),  # type: ignore[arg-type]
         tokenizer=None,  # type: ignore[arg-type]
         loaded=loaded,
-        collator=Collator(0, packed=False, fused_loss=bool(loaded.acceleration.kernels)),
+        collator=Collator(0, packed=False, fused_loss=FUSED_LOSS in loaded.acceleration.kernels),
         checkpoints=Checkpoints(output, keep=1),
         progress=ProgressLog(output, 1, None),
         interrupted=Interruption(),

@@ -172,6 +172,4 @@ def _ways(config: TrainerConfig) -> Iterator[tuple[int, Strategy]]:
 
 def _refused(config: TrainerConfig, devices: int, strategy: Strategy) -> bool:
     """Whether the table of rules refuses the job on so many GPUs with ``strategy``."""
-    fields = {"nodes": 1, "gpus_per_node": devices, "strategy": strategy}
-    spread = config.distributed.model_copy(update=fields)
-    return bool(validate_config(config.model_copy(update={"distributed": spread})))
+    return bool(validate_config(config.spread(nodes=1, gpus_per_node=devices, strategy=strategy)))

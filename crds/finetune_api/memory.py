@@ -143,14 +143,13 @@ def _moments(shape: ModelShape, recipe: Recipe, gradients: float) -> Iterator[_M
     yield _Moment("loss", waiting, acts.kept, logits.head, fixed + copies + head + _head_gradient(shape, recipe))
 
     layer = acts.rebuilt or acts.layers / shape.layers
-    cast = acts.cast
     working = fixed + _working(shape, recipe)
     after_head = min(gradients, max(waiting, _head_share(shape, recipe)))
     first = acts.kept + acts.rebuilt
-    yield _Moment("layer", after_head, first, 0.0, working + (copies or cast))
+    yield _Moment("layer", after_head, first, 0.0, working + (copies or acts.cast))
     done = gradients if recipe.accumulation > 1 else gradients * (1 - 1 / shape.layers)
     done = max(done, after_head)
-    yield _Moment("layer", done, acts.ends + layer, 0.0, working + cast + _waiting_head(shape, recipe))
+    yield _Moment("layer", done, acts.ends + layer, 0.0, working + acts.cast + _waiting_head(shape, recipe))
     yield _Moment("gradients", gradients, acts.ends, 0.0, fixed + _last_gradient(shape, recipe))
 
 

@@ -140,6 +140,10 @@ class TrainerConfig(ApiModel):
         """Canonical JSON: same config, same bytes."""
         return self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
 
+    def spread(self, **fields: Any) -> TrainerConfig:
+        """The same job with other ``fields`` of ``distributed``, by their names in Python."""
+        return self.model_copy(update={"distributed": self.distributed.model_copy(update=fields)})
+
     def as_spec(self) -> dict[str, Any]:
         """The part of a spec that this came from, as rules look at it: camelCase, unset fields left out. Of claims,
         Secrets, pushes and trackers it knows nothing."""

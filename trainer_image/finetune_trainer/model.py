@@ -118,12 +118,25 @@ def load_model(
     fused = fuses_adapters(config, on_gpu=device.type == "cuda") and masters and not sharded
     if config.precision == "fp8":
         kernels.append(_in_fp8(config, model, together=fused))
-    if _fuse(config, model, possible=fused):
-        kernels.append(FUSED_ADAPTERS)
+    kernels += quicken(config, model, fused=fused)
+    return replace(_loaded(config, model, device, attention=attention, kernels=kernels, total=total), start=start)
+
+
+def quicken(config: TrainerConfig, model: Any, *, fused: bool) -> list[str]:
+    """Compute ``model``'s adapters with their layers, where ``fused`` allows it, and compile its layers, where that is
+    asked for. To be called when weights are on their device.
+
+    Returns:
+        Names of kernels that the manifest does not already name.
+
+    Raises:
+        TrainerError: ACCELERATION_UNAVAILABLE, where fused adapters are a wish that cannot be met.
+    """
+    found = [FUSED_ADAPTERS] if _fuse(config, model, possible=fused) else []
     if config.acceleration.compile:
         recomputed = config.acceleration.gradient_checkpointing
         compile_layers(model, recomputed=recomputed, joint=on_whole_weights(model))
-    return replace(_loaded(config, model, device, attention=attention, kernels=kernels, total=total), start=start)
+    return found
 
 
 def _load_by_unsloth(config: TrainerConfig, directory: Path, device: torch.device) -> Loaded:

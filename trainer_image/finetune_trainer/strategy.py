@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from finetune_api.failures import ExitCode
+from finetune_api.fitting import STRATEGIES
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.validation import validate_config
 
 from finetune_trainer.errors import TrainerError
 
 _ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
-_AUTOMATIC = ("ddp", "zero2", "zero3")
-"""What `auto` chooses from, from little communication to much."""
 Fits = Callable[[str], bool]
 """Whether the training fits into each device's memory under the strategy of this name."""
 
@@ -75,7 +74,7 @@ def choose(config: TrainerConfig, fits: Fits | None = None) -> Strategy:
 
 def _candidates(config: TrainerConfig) -> list[str]:
     """From cheap to dear, without what the table of rules refuses."""
-    refusals = {name: validate_config(_with(config, name)) for name in _AUTOMATIC}
+    refusals = {name: validate_config(config.spread(strategy=name)) for name in STRATEGIES}
     allowed = [name for name, findings in refusals.items() if not findings]
     if not allowed:
         told = dict.fromkeys(str(finding) for findings in refusals.values() for finding in findings)
@@ -83,8 +82,3 @@ def _candidates(config: TrainerConfig) -> list[str]:
             ExitCode.CONFIG_INVALID, f"spec.distributed.strategy: auto finds none for this job: {'; '.join(told)}"
         )
     return allowed
-
-
-def _with(config: TrainerConfig, name: str) -> TrainerConfig:
-    spread = config.distributed.model_copy(update={"strategy": name})
-    return config.model_copy(update={"distributed": spread})
