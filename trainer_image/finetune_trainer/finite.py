@@ -19,12 +19,28 @@ def is_finite_norm(norm: float) -> bool:
     return math.isfinite(norm) and norm >= 0
 
 
-def overflow_was_skipped(accelerator: Any, *, fp16: bool) -> bool:
-    """Whether the last step's gradients only overflowed fp16, so that the step was left out and the loss is scaled by
-    less from here on. Without loss scaling nothing makes them finite."""
-    if not (fp16 and accelerator.optimizer_step_was_skipped):
-        return False
-    return accelerator.scaler is None or accelerator.scaler.get_scale() >= SMALLEST_SCALE
+class LossScaling:
+    """Tells whether a step was left out because its gradients only overflowed fp16.
+
+    By the scaler's factor, which falls then: fused optimizers (torch's AdamW) take the verdict on the device and return
+    as if they had stepped, so that accelerate does not see it.
+    """
+
+    def __init__(self, accelerator: Any, *, fp16: bool) -> None:
+        self._accelerator, self._fp16 = accelerator, fp16
+        self._before = self._factor()
+
+    def left_out(self) -> bool:
+        """Whether the step since the last call was left out, so that the loss is scaled by less from here on. To be
+        called at every step. Without loss scaling nothing makes gradients finite."""
+        before, self._before = self._before, self._factor()
+        if self._before is None or before is None:
+            return self._fp16 and bool(self._accelerator.optimizer_step_was_skipped)  # DeepSpeed scales by itself
+        return SMALLEST_SCALE <= self._before < before
+
+    def _factor(self) -> float | None:
+        scaler = self._accelerator.scaler if self._fp16 else None
+        return None if scaler is None else float(scaler.get_scale())
 
 
 def trained_weights_are_finite(model: torch.nn.Module) -> bool:

@@ -27,7 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from finetune_trainer.batches import Examples, Numbered
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.finite import DEEPSPEED_GIVES_UP, is_finite_norm, overflow_was_skipped, trained_weights_are_finite
+from finetune_trainer.finite import DEEPSPEED_GIVES_UP, LossScaling, is_finite_norm, trained_weights_are_finite
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.log import log
 from finetune_trainer.order import LongestFirst
@@ -175,6 +175,7 @@ class FineTuner(Trainer):
         """Report where this attempt starts: with the loss of the step that its checkpoint was written at."""
         if self._first is not None:
             self._first(self)
+        self._scaling = LossScaling(self.accelerator, fp16=self.args.fp16)
         self._loss = next((_numbers(logs) for logs in reversed(self.state.log_history) if "loss" in logs), {})
         self.progress.report(self.reported())
 
@@ -242,12 +243,13 @@ class FineTuner(Trainer):
             TrainerError: NON_FINITE_LOSS.
         """
         step, loss, norm = self.state.global_step, self._loss["loss"], self._loss.get("grad_norm", 0.0)
+        left_out = self._scaling.left_out()
         if not math.isfinite(loss):
             raise self._diverged(f"the loss of step {step} is {loss} (gradient norm {norm})")
         if is_finite_norm(norm):
             return
         del self._loss["grad_norm"]
-        if not overflow_was_skipped(self.accelerator, fp16=self.args.fp16):
+        if not left_out:
             raise self._diverged(
                 f"the gradients of step {step} are not finite (norm {norm}), though its loss is {loss:g}"
             )

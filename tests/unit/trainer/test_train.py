@@ -31,6 +31,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from trainings import Spoiler, assert_same_result, at, configure, output_of, run, run_interrupted
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.training_args import OptimizerNames
 
 CPU = torch.device("cpu")
 
@@ -331,21 +332,27 @@ def test_weights_that_leave_their_types_range_are_never_saved(
     assert Checkpoints(output_of(config), keep=9).newest() == output_of(config, "checkpoints", "checkpoint-1")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
 @pytest.mark.parametrize("scale", [2.0**16, 1.0])
 def test_under_loss_scaling_gradients_that_overflow_cost_a_step_unless_no_scale_helps(
-    tmp_path: Path, tiny: Path, scale: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: Path, scale: float, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fp16 is for GPUs; torch's scaler runs anywhere."""
+    """fp16 is for GPUs; torch's scaler and its fused optimizer, which GPUs have, run anywhere."""
     config = configure(tmp_path, tiny, checkpoint={"everySteps": 1, "keep": 9})
     Spoiler(monkeypatch, 3, gradient=INFINITE)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    begin = FineTuner.begin
+    begin, create = FineTuner.begin, FineTuner.create_optimizer
+
+    def created(tuner: FineTuner, *arguments: Any) -> torch.optim.Optimizer:
+        tuner.args.optim = OptimizerNames(optimizer)
+        return create(tuner, *arguments)
 
     def scaled(tuner: FineTuner) -> None:
-        begin(tuner)
         tuner.args.fp16, tuner.accelerator.scaler, tuner.optimizer.scaler = True, scaler, scaler
         tuner.optimizer.__setstate__({})  # as if it had been made with the scaler
+        begin(tuner)
 
+    monkeypatch.setattr(FineTuner, "create_optimizer", created)
     monkeypatch.setattr(FineTuner, "begin", scaled)
     monkeypatch.setattr(
         Accelerator, "unscale_gradients", lambda accelerator: scaler.unscale_(accelerator._optimizers[0].optimizer)
