@@ -7,7 +7,8 @@ ours goes the way of `finetune-train train` from data that is prepared already, 
 the packages of `--packages DIR/<peer>` where there is such a folder: `pip install --no-deps --target DIR/unsloth -r
 bench/trainer/peers/unsloth.txt`. A case that runs out of memory says so. The first steps, which compile, are left out;
 figures are medians. "start" is the time before the first, "whole" the process from its start to the last of the steps;
-a case that is named twice finds its compiled code the second time.
+a case that is named twice finds its compiled code the second time. Cases with a strategy in their name are spread over
+--devices GPUs; their tokens/s are those of all of them, their TFLOP/s of one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from subjects import SHAPES, has_cuda, make_model
-from trainers import FULL, LORA, TRAINERS, Case, Steps
+from trainers import FULL, LORA, MASTERED, TRAINERS, Case, Steps
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = 4096
@@ -33,6 +35,7 @@ ROW = 4096
 PEERS = ("trl", "llamafactory", "unsloth")
 COMPILED = {"compile": True}
 RECOMPUTED = {"compile": True, "gradientCheckpointing": True}
+PLAIN = {"gradientCheckpointing": True}
 CASES: dict[str, Case] = {
     "lora": Case(LORA, 2, COMPILED),
     "lora-plain": Case(LORA, 2, {"liger": False}),
@@ -66,6 +69,14 @@ CASES: dict[str, Case] = {
             ("full", FULL, None, False),
             ("full-recompute", FULL, None, True),
         )
+    },
+    **{
+        f"{name}-{strategy}{'-compile' if acceleration is RECOMPUTED else ''}": Case(
+            method, 2, acceleration, strategy=strategy
+        )
+        for name, method in (("full", MASTERED), ("lora", LORA))
+        for strategy in ("ddp", "zero2", "zero3", "fsdp2")
+        for acceleration in (PLAIN, RECOMPUTED)
     },
     **{f"{peer}-lora-packed": Case(LORA, 2, trainer=peer, data="packed") for peer in PEERS},
 }
@@ -116,6 +127,7 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     case, steps = CASES[name], Steps(arguments.steps)
     case = replace(case, batch=max(1, case.batch * ROW // arguments.length), instructions=arguments.instructions)
+    case = replace(case, devices=arguments.devices if case.strategy else 1)
     for option in arguments.set:
         place, _, value = option.partition("=")
         module, _, key = place.partition(":")
@@ -136,7 +148,7 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     last = -2 if arguments.profile else None  # what is profiled is slowed down
     steady = steps.seconds[arguments.warm_up : last]
     rate = statistics.median(t / s for t, s in zip(steps.tokens[arguments.warm_up : last], steady, strict=True))
-    tflops = rate * flops_per_token(SHAPES[arguments.shape], case, arguments.length) / 1e12
+    tflops = rate * flops_per_token(SHAPES[arguments.shape], case, arguments.length) / 1e12 / case.devices
     return {
         **result,
         "tokensPerSecond": round(rate),
@@ -147,6 +159,47 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "firstStep": round(steps.seconds[0], 1),
         "used": used,
     }
+
+
+def command_of(name: str, arguments: argparse.Namespace) -> list[str]:
+    """A process for one case; one a GPU where the case is spread."""
+    spread = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.devices)]
+    passed = {
+        "--case": name, "--out": arguments.out, "--work": arguments.work, "--shape": arguments.shape,
+        "--length": arguments.length, "--steps": arguments.steps, "--warm-up": arguments.warm_up,
+        "--devices": arguments.devices, "--instructions": arguments.instructions,
+    }  # fmt: skip
+    options = [part for key, value in passed.items() if value is not None for part in (key, str(value))]
+    options += [part for option in arguments.set for part in ("--set", option)]
+    return [
+        sys.executable,
+        *(spread if CASES[name].strategy else []),
+        __file__,
+        *options,
+        *(["--profile"] if arguments.profile else []),
+    ]
+
+
+def run(name: str, arguments: argparse.Namespace) -> bool:
+    """Whether the case ended within its time."""
+    paths = [str(ROOT / part) for part in ("crds", "trainer_image")]
+    own = arguments.packages / CASES[name].trainer
+    if own.is_dir():
+        paths.insert(0, str(own))
+    met = {"FINETUNE_PEERS": str(arguments.out)} if CASES[name].strategy else {}
+    environment = {**os.environ, **met, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+    with (
+        (arguments.out / f"{name}.log").open("w") as log,
+        subprocess.Popen(
+            command_of(name, arguments), stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        ) as process,
+    ):
+        try:
+            process.wait(arguments.limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            return False
+    return True
 
 
 def main() -> None:
@@ -169,12 +222,17 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, default=Path("bench-packages"), help="folders of peers' packages")
     parser.add_argument("--instructions", type=Path, help="packed data as instructions.py made it, not random")
     parser.add_argument("--profile", action="store_true", help="write each case's time by kernel")
+    parser.add_argument("--devices", type=int, default=2, help="GPUs of the cases that are spread")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.case:
         found = run_case(arguments.case, arguments)
-        (arguments.out / f"{arguments.case}.json").write_text(json.dumps(found))
+        if os.environ.get("RANK", "0") == "0":
+            (arguments.out / f"{arguments.case}.json").write_text(json.dumps(found))
+        if CASES[arguments.case].strategy:
+            sys.stdout.flush()
+            os._exit(0)  # what NCCL does at the end of a process waits for peers
         return
     Path(arguments.work).mkdir(parents=True, exist_ok=True)
     make_model(Path(arguments.work) / arguments.shape, arguments.shape)
@@ -191,24 +249,10 @@ def main() -> None:
     for name in arguments.cases.split(","):
         file = arguments.out / f"{name}.json"
         file.unlink(missing_ok=True)
-        command = [sys.executable, __file__, "--case", name, "--out", str(arguments.out), "--work", arguments.work,
-                   "--shape", arguments.shape, "--length", str(arguments.length), "--steps", str(arguments.steps),
-                   "--warm-up", str(arguments.warm_up), *(["--profile"] if arguments.profile else []),
-                   *(["--instructions", str(arguments.instructions)] if arguments.instructions else []),
-                   *[part for option in arguments.set for part in ("--set", option)]]  # fmt: skip
-        paths = [str(ROOT / part) for part in ("crds", "trainer_image")]
-        own = arguments.packages / CASES[name].trainer
-        if own.is_dir():
-            paths.insert(0, str(own))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
         begun = time.perf_counter()
-        with (arguments.out / f"{name}.log").open("w") as log:
-            try:
-                subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env=environment,
-                               timeout=arguments.limit)  # fmt: skip
-            except subprocess.TimeoutExpired:
-                print(f"| {name} | | no end after {arguments.limit:.0f} s |", flush=True)
-                continue
+        if not run(name, arguments):
+            print(f"| {name} | | no end after {arguments.limit:.0f} s |", flush=True)
+            continue
         whole = time.perf_counter() - begun
         found = json.loads(file.read_text()) if file.exists() else {"error": "died: see its log", "batch": ""}
         if "error" in found:

@@ -18,6 +18,7 @@ from subjects import has_cuda, make_data, samples, set_name
 
 LORA = {"lora": {"rank": 16}}
 FULL = {"full": {"masterWeights": "none"}}
+MASTERED: dict[str, Any] = {"full": {}}
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -35,6 +36,9 @@ class Case:
     instructions: Path | None = None
     """What instructions.py made, for packed data."""
     optimizer: str = "adamw"
+    strategy: str = ""
+    """Spread over ``devices`` by this; empty for one device alone."""
+    devices: int = 1
 
     @property
     def recompute(self) -> bool:
@@ -92,6 +96,7 @@ def run_ours(case: Case, model: Path, work: Path, length: int, steps: Steps) -> 
     from finetune_api.trainer_config import TrainerConfig  # noqa: PLC0415
     from finetune_trainer import surroundings  # noqa: PLC0415
 
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", os.getpid())  # one folder for all processes of a case
     body = {
         "job": {"name": "bench"},
         "model": {"uri": "file:///bench", "path": str(model)},
@@ -103,16 +108,18 @@ def run_ours(case: Case, model: Path, work: Path, length: int, steps: Steps) -> 
         "precision": case.precision,
         "acceleration": case.acceleration,
         "hyperparameters": {
-            "maxSteps": 10_000, "globalBatchSize": case.batch, "microBatchSize": case.batch, "learningRate": 1e-5,
+            "maxSteps": 10_000, "globalBatchSize": case.batch * case.devices, "microBatchSize": case.batch,
+            "learningRate": 1e-5,
             "optimizer": case.optimizer,
         },
         "checkpoint": {"everySteps": 10_000},
-        "distributed": {"gpusPerNode": int(has_cuda())},
-        "paths": {"cache": str(work / "cache"), "output": str(work / f"output-{os.getpid()}")},
+        "distributed": {"gpusPerNode": int(has_cuda()) * case.devices, "strategy": case.strategy or "auto"},
+        "paths": {"cache": str(work / "cache"), "output": str(work / f"output-{launch}")},
     }  # fmt: skip
     config = TrainerConfig.model_validate(body)
     surroundings.set_up(Path(config.paths.cache))
-    make_data(config, model, case.data, length, vocabulary=_vocabulary(model), instructions=case.instructions)
+    if os.environ.get("RANK", "0") == "0":  # the others wait where they meet it
+        make_data(config, model, case.data, length, vocabulary=_vocabulary(model), instructions=case.instructions)
 
     from finetune_trainer import loop, train  # noqa: PLC0415
     from finetune_trainer.interruption import Interruption  # noqa: PLC0415
