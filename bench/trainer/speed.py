@@ -72,10 +72,10 @@ CASES: dict[str, Case] = {
     },
     **{
         f"{name}-{strategy}{'-compile' if acceleration is RECOMPUTED else ''}": Case(
-            method, 2, acceleration, strategy=strategy
+            method, 2, acceleration, bits=bits, strategy=strategy
         )
-        for name, method in (("full", MASTERED), ("lora", LORA))
-        for strategy in ("ddp", "zero2", "zero3", "fsdp2")
+        for name, method, bits in (("full", MASTERED, None), ("lora", LORA, None), ("qlora", LORA, 4))
+        for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp2")
         for acceleration in (PLAIN, RECOMPUTED)
     },
     **{f"{peer}-lora-packed": Case(LORA, 2, trainer=peer, data="packed") for peer in PEERS},
