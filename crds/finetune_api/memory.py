@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api.activations import FLOAT, Keeping, block_bytes, norm_bytes
 from finetune_api.compiled import compiled_block_bytes
+from finetune_api.heads import head_gradient, head_share, head_trained, last_gradient, logit_bytes, waiting_head
 from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import Recipe
 from finetune_api.status import MemoryEstimate
@@ -40,11 +41,6 @@ USABLE = 0.9
 allocator's gaps and what libraries hold."""
 _CUBLAS = 2 * 32 * 2**20
 """cuBLAS' workspaces, which torch allocates as tensors: one for the forward and one for the backward pass's thread."""
-_CHUNK = 4
-"""By how much the fused loss' piece of the logits is larger than the hidden states, at least."""
-_CHUNK_TOKENS = 1024
-"""Tokens in such a piece, at least: the head's gradient of each is added to that of the others, all of it in fp32,
-which takes more time than the products where a model is narrow."""
 _IN_FLIGHT = 4
 """Layers whose activations are on the device where they wait in host memory: on their way out, and fetched ahead."""
 _BUCKET = 500_000_000
@@ -140,17 +136,17 @@ def _moments(shape: ModelShape, recipe: Recipe, gradients: float) -> Iterator[_M
     head = acts.head_copy
     yield _Moment("loss", waiting, acts.kept, logits.forward, fixed + acts.copies + head)
     yield _Moment("loss", waiting, acts.kept, logits.backward, fixed + copies + head)
-    yield _Moment("loss", waiting, acts.kept, logits.head, fixed + copies + head + _head_gradient(shape, recipe))
+    yield _Moment("loss", waiting, acts.kept, logits.head, fixed + copies + head + head_gradient(shape, recipe))
 
     layer = acts.rebuilt or acts.layers / shape.layers
     working = fixed + _working(shape, recipe)
-    after_head = min(gradients, max(waiting, _head_share(shape, recipe)))
+    after_head = min(gradients, max(waiting, head_share(shape, recipe)))
     first = acts.kept + acts.rebuilt
     yield _Moment("layer", after_head, first, 0.0, working + (copies or acts.cast))
     done = gradients if recipe.accumulation > 1 else gradients * (1 - 1 / shape.layers)
     done = max(done, after_head)
-    yield _Moment("layer", done, acts.ends + layer, 0.0, working + acts.cast + _waiting_head(shape, recipe))
-    yield _Moment("gradients", gradients, acts.ends, 0.0, fixed + _last_gradient(shape, recipe))
+    yield _Moment("layer", done, acts.ends + layer, 0.0, working + acts.cast + waiting_head(shape, recipe))
+    yield _Moment("gradients", gradients, acts.ends, 0.0, fixed + last_gradient(shape, recipe))
 
 
 # -- what lies there ---------------------------------------------------------------------------------------------
@@ -234,7 +230,7 @@ def activations(shape: ModelShape, recipe: Recipe) -> Activations:
     names = trained_names(shape, recipe)
     cast = recipe.autocast and recipe.trained == FP32
     copied = sum(m.elements for m in trained_matrices(shape, recipe) if m.rows > 1)
-    head = shape.embedding_parameters if _head_trained(shape, recipe) else 0
+    head = shape.embedding_parameters if head_trained(shape, recipe) else 0
     outside = head + (shape.embedding_parameters if head and not shape.tied_embeddings else 0)
     copies = recipe.compute * max(0, copied - outside) if cast and (names or method.lora is not None) else 0.0
     return Activations(
@@ -277,91 +273,16 @@ def keeping(shape: ModelShape, recipe: Recipe) -> Keeping:
     )
 
 
-def _head_trained(shape: ModelShape, recipe: Recipe) -> bool:
-    method = recipe.method
-    if method.full is not None:
-        return True
-    names = method.freeze.extra_modules if method.freeze is not None else []
-    names = [*names, *(method.lora.modules_to_save if method.lora is not None else [])]
-    heads = {"lm_head", "embed_tokens"} if shape.tied_embeddings else {"lm_head"}
-    return any(name.rpartition(".")[2] in heads for name in names)
-
-
 def _ends(shape: ModelShape, recipe: Recipe, how: Keeping) -> float:
     tokens = recipe.tokens
     rows = recipe.rows if recipe.masked else 1
     tables = 2 * rows * recipe.length * shape.head_dim * how.residual
     mask = recipe.rows * recipe.length**2 * (how.compute if recipe.eager else 1)
     ids = 3 * 8 * tokens
-    head = shape.hidden * how.compute if _head_trained(shape, recipe) else 0
+    head = shape.hidden * how.compute if head_trained(shape, recipe) else 0
     return (
         tables + (mask if recipe.masked or recipe.eager else 0) + ids + tokens * (norm_bytes(shape.hidden, how) + head)
     )
-
-
-@dataclass(frozen=True)
-class Logits:
-    """Bytes of logits and what is made of them."""
-
-    forward: float
-    """When the loss is there."""
-    backward: float
-    """When its gradient is computed."""
-    head: float
-    """When the head's gradient is computed."""
-
-
-def logit_bytes(shape: ModelShape, recipe: Recipe) -> Logits:
-    """Logits, their copies and gradients.
-
-    transformers' loss (loss/loss_utils.py) casts logits to fp32, and cross entropy keeps their log-softmax in fp32;
-    accelerate gives the model's output as a further fp32 copy. In the backward pass the log-softmax, its gradient and
-    the logits' gradient are there together, each in fp32. Liger's fused loss makes logits for some tokens at a time, as
-    many as :func:`fused_loss_scale` says, and the hidden state's gradient at once (arXiv 2410.10989).
-    """
-    tokens, vocabulary, compute = recipe.tokens, shape.vocabulary, recipe.compute
-    if recipe.scores:
-        return Logits(0.0, 0.0, 0.0)
-    if recipe.fused_loss:
-        chunks = -(-vocabulary // (fused_loss_scale(tokens, shape.hidden, vocabulary) * shape.hidden))
-        chunk = min(tokens, 1 << (max(1, -(-tokens // chunks)) - 1).bit_length())
-        held = chunk * vocabulary * compute + 2 * tokens * shape.hidden * compute
-        head = 2 * shape.embedding_parameters * recipe.trained if _head_trained(shape, recipe) else 0
-        return Logits(held + head, tokens * shape.hidden * compute + head / 2, head / 2)
-    elements = tokens * vocabulary
-    forward = elements * (2 * FLOAT + (compute if compute != FLOAT else 0))
-    return Logits(forward, 3 * FLOAT * elements, elements * compute)
-
-
-def fused_loss_scale(tokens: int, hidden: int, vocabulary: int) -> int:
-    """By how much the fused loss' piece of the logits may be larger than the hidden states, (tokens, hidden)."""
-    return max(_CHUNK, -(-vocabulary * _CHUNK_TOKENS // (max(1, tokens) * hidden)))
-
-
-def _head_gradient(shape: ModelShape, recipe: Recipe) -> float:
-    """The output head's gradient as it is made: in the arithmetic's type, and cast to the weight's."""
-    if not _head_trained(shape, recipe):
-        return 0.0
-    cast = recipe.compute if recipe.trained != recipe.compute else 0
-    return shape.embedding_parameters * (recipe.trained + cast)
-
-
-def _head_share(shape: ModelShape, recipe: Recipe) -> float:
-    return shape.embedding_parameters * recipe.trained if _head_trained(shape, recipe) else 0.0
-
-
-def _waiting_head(shape: ModelShape, recipe: Recipe) -> float:
-    """The head's gradient where it waits for the embedding's, beside the gradients of earlier micro-batches."""
-    return _head_share(shape, recipe) if shape.tied_embeddings and recipe.accumulation > 1 else 0.0
-
-
-def _last_gradient(shape: ModelShape, recipe: Recipe) -> float:
-    """The embedding's gradient before it is added to what is there: the head's, where they share weights, waits until
-    then."""
-    if recipe.method.full is None:
-        return 0.0
-    one = shape.embedding_parameters * recipe.trained
-    return one * ((recipe.accumulation > 1) + shape.tied_embeddings)
 
 
 def _working(shape: ModelShape, recipe: Recipe) -> float:

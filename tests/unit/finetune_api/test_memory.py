@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from finetune_api.fitting import COUNTS, changes_that_fit, choose_micro_batch, fits, smallest_gpu_count
-from finetune_api.memory import USABLE, activations, estimate, logit_bytes, resting_bytes
+from finetune_api.heads import logit_bytes
+from finetune_api.memory import USABLE, activations, estimate, resting_bytes
 from finetune_api.model_shape import ModelShape, ShapeError
 from finetune_api.recipe import Recipe, recipe_of
 from finetune_api.trainer_config import JobIdentity, ResolvedModel, TrainerConfig

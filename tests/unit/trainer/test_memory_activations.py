@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
-from finetune_api.memory import activations, fused_loss_scale, logit_bytes, trained_parameters
+from finetune_api.heads import fused_loss_scale, logit_bytes
+from finetune_api.memory import activations, trained_parameters
 from finetune_api.model_shape import Linear, ModelShape
 from finetune_api.recipe import BYTES, Recipe
 from finetune_api.training import FullMethod, LoraMethod, MethodSpec, QuantizationSpec
