@@ -38,6 +38,7 @@ _MOMENTS = {
     "loss": "the loss is computed",
     "layer": "the backward pass is in a layer",
     "gradients": "the backward pass is done",
+    "step": "the optimizer's step begins",
 }
 
 

@@ -13,8 +13,9 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.training import LoraMethod, MethodSpec, QuantizationSpec
 from finetune_api.validation import validate_config
 
-STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero2", "zero3")
-"""Tried in this order: the later ones need less memory and more communication."""
+STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero2", "fsdp2", "zero3")
+"""Tried in this order: the later ones need less memory and more communication. ZeRO-3 is for what FSDP2 cannot do:
+measured, it is slower and needs more memory (docs/decisions/0023)."""
 LARGEST = 64
 """GPUs up to which is tried."""
 COUNTS = (*range(1, 9), *range(16, LARGEST + 1, 8))

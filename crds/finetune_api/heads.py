@@ -69,8 +69,8 @@ def head_gradient(shape: ModelShape, recipe: Recipe) -> float:
     """The output head's gradient as it is made: in the arithmetic's type, and cast to the weight's."""
     if not head_trained(shape, recipe):
         return 0.0
-    cast = recipe.compute if recipe.trained != recipe.compute else 0
-    return shape.embedding_parameters * (recipe.trained + cast)
+    cast = recipe.compute if recipe.gathered != recipe.compute else 0
+    return shape.embedding_parameters * (recipe.gathered + cast)
 
 
 def head_share(shape: ModelShape, recipe: Recipe) -> float:
@@ -88,5 +88,5 @@ def last_gradient(shape: ModelShape, recipe: Recipe) -> float:
     then."""
     if recipe.method.full is None:
         return 0.0
-    one = shape.embedding_parameters * recipe.trained
+    one = shape.embedding_parameters * recipe.gathered
     return one * ((recipe.accumulation > 1) + shape.tied_embeddings)

@@ -10,6 +10,7 @@ A step has moments at which memory may be highest, and the estimate is the large
   are there too where the step has several micro-batches.
 - ``layer``: the backward pass is in a layer: with gradient checkpointing its activations have been made again.
 - ``gradients``: the backward pass is done: all gradients are there, and no activations.
+- ``step``: ZeRO 1 and 2 copy their share of the gradients to the masters' type.
 
 The parts are those of that moment. docs/memory.md explains each.
 """
@@ -130,7 +131,8 @@ def estimate(shape: ModelShape, recipe: Recipe) -> MemoryEstimate:
 
 def _moments(shape: ModelShape, recipe: Recipe, gradients: float) -> Iterator[_Moment]:
     acts, logits, fixed = activations(shape, recipe), logit_bytes(shape, recipe), _fixed_buffers(shape, recipe)
-    waiting = gradients if recipe.accumulation > 1 else 0.0
+    # ZeRO-3 has room for its share of the gradients from the start (DeepSpeed's grad_partitions_flat_buffer).
+    waiting = gradients if recipe.accumulation > 1 or recipe.strategy == "zero3" else 0.0
     # The cast weights of layers that are made again are gone when the forward pass has ended.
     copies = 0.0 if recipe.checkpointing else acts.copies
     head = acts.head_copy
@@ -147,6 +149,11 @@ def _moments(shape: ModelShape, recipe: Recipe, gradients: float) -> Iterator[_M
     done = max(done, after_head)
     yield _Moment("layer", done, acts.ends + layer, 0.0, working + acts.cast + waiting_head(shape, recipe))
     yield _Moment("gradients", gradients, acts.ends, 0.0, fixed + last_gradient(shape, recipe))
+    if recipe.strategy in ("zero1", "zero2") and recipe.offload == "none":
+        # Flattened, and in fp32, beside themselves (DeepSpeed's stage_1_and_2.py, step).
+        share = trained_parameters(shape, recipe) / recipe.devices
+        copies = share * (recipe.trained + (FP32 if recipe.trained != FP32 else 0))
+        yield _Moment("step", share * recipe.trained, 0.0, 0.0, float(_CUBLAS if recipe.on_gpu else 0) + copies)
 
 
 # -- what lies there ---------------------------------------------------------------------------------------------
@@ -247,13 +254,13 @@ def keeping(shape: ModelShape, recipe: Recipe) -> Keeping:
     """How a layer that is trained runs."""
     method, quantization = recipe.method, recipe.quantization
     lora = method.lora
-    own = recipe.trained if method.full is not None else recipe.compute
+    own = recipe.gathered if method.full is not None else recipe.compute
     names = trained_names(shape, recipe)
     norms = method.full is not None or (method.freeze is not None and not method.freeze.trainable_modules)
     return Keeping(
         compute=recipe.compute,
         residual=own,
-        norm_weight=recipe.trained if norms else own,
+        norm_weight=recipe.gathered if norms else own,
         trained=names,
         norms_trained=norms,
         adapted=adapted((*shape.linears(), *shape.linears(dense=False)), lora) if lora is not None else frozenset(),
@@ -293,7 +300,7 @@ def _working(shape: ModelShape, recipe: Recipe) -> float:
     gradients = 3 * recipe.tokens * widest * recipe.compute
     largest = max(linear.inputs * linear.outputs for linear in shape.linears())
     if recipe.method.lora is None:
-        return gradients + largest * (recipe.compute + recipe.trained)
+        return gradients + largest * (recipe.compute + recipe.gathered)
     decoded = recipe.compute * largest if recipe.quantization is not None else 0
     return gradients + decoded
 
@@ -308,5 +315,16 @@ def _fixed_buffers(shape: ModelShape, recipe: Recipe) -> float:
         else:
             held += min(trained, _BUCKET) * recipe.trained
         if recipe.strategy in ("zero3", "fsdp2"):
-            held += min(shape.parameters, 2 * _BUCKET) * recipe.compute
+            held += _gathered_bytes(shape, recipe)
     return held
+
+
+def _gathered_bytes(shape: ModelShape, recipe: Recipe) -> float:
+    """Weights that other devices hold, while they are here. bitsandbytes keeps a 4-bit weight that it multiplied by for
+    the backward pass (its MatMul4Bit sets ``ctx.tensors``, which checkpointing does not see), so that each that was
+    gathered stays until then."""
+    if recipe.quantization is None:
+        return float(min(shape.parameters, 2 * _BUCKET) * recipe.compute)
+    layers = sum(count * linear_bytes(linear, recipe) for dense, count in shape.blocks
+                 for linear in shape.linears(dense=dense))  # fmt: skip
+    return layers + shape.embedding_parameters * recipe.compute

@@ -78,8 +78,8 @@ class Recipe:
 
     @property
     def autocast(self) -> bool:
-        """Whether fp32 weights are cast for the arithmetic."""
-        return self.precision != "fp32"
+        """Whether fp32 weights are cast for the arithmetic. FSDP2 gathers them in its type."""
+        return self.precision != "fp32" and self.strategy != "fsdp2"
 
     @property
     def sharded(self) -> bool:
@@ -98,6 +98,11 @@ class Recipe:
         if self.method.full is not None and self.master_weights == "none":
             return self.compute
         return BYTES["fp32"]
+
+    @property
+    def gathered(self) -> int:
+        """Bytes of a trained weight as a layer has it at work, and of its gradient as that is made."""
+        return self.compute if self.strategy == "fsdp2" else self.trained
 
 
 def recipe_of(

@@ -181,7 +181,7 @@ class MemoryEstimate(StatusModel):
     total: Count = 0
     """Sum of the parts."""
     moment: ShortText | None = None
-    """When that is: `loss`, `layer` (in the backward pass) or `gradients` (at its end)."""
+    """When that is: `loss`, `layer` (in the backward pass), `gradients` (at its end) or `step` (of the optimizer)."""
     micro_batch_size: Count | None = None
     """Sequences per device and forward pass that it is for."""
     devices: Count | None = None

@@ -51,8 +51,8 @@ def choose(config: TrainerConfig, fits: Fits | None = None) -> Strategy:
     """The strategy of ``distributed``; ``auto`` is the cheapest that fits.
 
     Cheap means little communication: ddp moves gradients of what is trained, zero2 as much but shares out optimizer
-    state and gradients, zero3 moves the weights too, twice a step. What fits is for ``fits`` to say; without an
-    estimate adapters, whose optimizer state is small, run under ddp and whole weights under zero2. Where nothing
+    state and gradients, fsdp2 and zero3 move the weights too, twice a step. What fits is for ``fits`` to say; without
+    an estimate adapters, whose optimizer state is small, run under ddp and whole weights under zero2. Where nothing
     fits, the last candidate is as good as it gets.
 
     Raises:

@@ -1,5 +1,5 @@
 """The estimate against peaks of GPU memory that bench/trainer measured at real sizes (2026-11-25 and -26, an H100 or an
-H200, torch 2.11): rows of one length, AdamW, LoRA of rank 16 on all linear layers, compiled layers."""
+H200, torch 2.11): rows of one length, AdamW, LoRA of rank 16 on all linear layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from finetune_api.memory import estimate
 from finetune_api.model_shape import ModelShape
-from finetune_api.recipe import Recipe
+from finetune_api.recipe import Recipe, Strategy
 from finetune_api.training import FullMethod, LoraMethod, MethodSpec, QuantizationSpec
 
 QWEN3: dict[str, Any] = {"model_type": "qwen3", "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
@@ -61,3 +61,36 @@ def test_the_estimate_is_within_a_tenth_of_what_was_measured(
     settings = {"precision": "bf16", "fused_loss": True, "compiled": True, **choices}
     told = estimate(SHAPES[shape], Recipe(length=length, micro_batch=rows, **settings))
     assert told.total / 2**30 == pytest.approx(measured, rel=0.1)
+
+
+MASTERED: dict[str, Any] = {"method": MethodSpec(full=FullMethod())}
+SHARED: list[tuple[str, int, dict[str, Any], float]] = [
+    ("zero2", 4, MASTERED, 53.5),
+    ("zero3", 4, MASTERED, 48.9),
+    ("fsdp2", 4, MASTERED, 40.5),
+    ("zero2", 4, {**MASTERED, "compiled": True}, 53.5),
+    ("fsdp2", 4, {**MASTERED, "compiled": True}, 40.5),
+    ("zero1", 2, MASTERED, 91.6),
+    ("zero2", 2, MASTERED, 91.6),
+    ("zero3", 2, MASTERED, 79.4),
+    ("fsdp2", 2, MASTERED, 64.0),
+    ("fsdp2", 2, {**MASTERED, "compiled": True}, 64.0),
+    ("ddp", 4, LORA, 20.3),
+    ("ddp", 4, {**LORA, "compiled": True}, 19.8),
+    ("zero3", 4, SEPARATE, 22.3),
+    ("fsdp2", 4, SEPARATE, 21.4),
+    ("fsdp2", 4, {**SEPARATE, "compiled": True}, 21.4),
+    ("zero2", 2, SEPARATE, 19.8),
+    ("fsdp2", 2, SEPARATE, 25.4),
+    ("zero3", 2, {**QLORA, "fused_adapters": False}, 24.2),
+]
+
+
+@pytest.mark.parametrize(("strategy", "devices", "choices", "measured"), SHARED)
+def test_so_it_is_where_several_gpus_share_the_work(
+    strategy: Strategy, devices: int, choices: dict[str, Any], measured: float
+) -> None:
+    """Layers made again, 2 rows of 4,096 tokens a device."""
+    settings = {"precision": "bf16", "fused_loss": strategy not in ("zero3", "fsdp2"), **choices}
+    recipe = Recipe(length=4096, micro_batch=2, checkpointing=True, strategy=strategy, devices=devices, **settings)
+    assert estimate(SHAPES["8B"], recipe).total / 2**30 == pytest.approx(measured, rel=0.1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from finetune_api.fitting import COUNTS, changes_that_fit, choose_micro_batch, fits, smallest_gpu_count
+from finetune_api.fitting import COUNTS, STRATEGIES, changes_that_fit, choose_micro_batch, fits, smallest_gpu_count
 from finetune_api.heads import logit_bytes
 from finetune_api.memory import USABLE, activations, estimate, resting_bytes
 from finetune_api.model_shape import ModelShape, ShapeError
@@ -247,7 +247,7 @@ def test_no_smaller_count_fits(memory: int) -> None:
     fit = smallest_gpu_count(config, shape, memory * GIB)
     assert fit is not None
     for devices in (count for count in COUNTS if count < fit.devices):
-        for strategy in ("ddp", "zero2", "zero3"):
+        for strategy in STRATEGIES:
             recipe = recipe_of(config, devices=devices, strategy=strategy)
             assert (
                 24 % devices
@@ -272,15 +272,24 @@ def test_one_gpu_is_trained_on_plainly() -> None:
 
 def test_a_strategy_that_the_rules_refuse_is_not_proposed() -> None:
     shape = ModelShape.from_config({**QWEN3_8B, "num_hidden_layers": 400})
-    numbers = {"globalBatchSize": 64, "microBatchSize": 1}
-    four = job(quantization={"bits": 4}, hyperparameters=numbers, acceleration={"gradientCheckpointing": True})
-    eight = job(quantization={"bits": 8}, hyperparameters=numbers, acceleration={"gradientCheckpointing": True})
-    found = smallest_gpu_count(four, shape, 40 * GIB)
-    assert found is not None
-    assert found.strategy == "zero3"
+    fields: dict[str, Any] = {"hyperparameters": {"globalBatchSize": 64, "microBatchSize": 1},
+                              "acceleration": {"gradientCheckpointing": True}}  # fmt: skip
+    plain, eight, half = job(**fields), job(**fields, quantization={"bits": 8}), job(**fields, precision="fp16")
+    found = [smallest_gpu_count(config, shape, 40 * GIB) for config in (plain, half)]
+    assert [fit.strategy for fit in found if fit is not None] == ["fsdp2", "zero3"]
     assert smallest_gpu_count(eight, shape, 40 * GIB) is None  # its weights cannot be shared out
-    pairs = four.model_copy(update={"stage": "orpo"})
+    pairs = plain.model_copy(update={"stage": "orpo"})
     assert smallest_gpu_count(pairs, shape, 40 * GIB) is None  # nor those of a model that judges whole
+
+
+def test_4_bit_weights_under_zero3_are_whole_while_a_step_is_computed() -> None:
+    """The ones that others hold are kept from when they are gathered until their backward pass."""
+    shape = ModelShape.from_config({**QWEN3_8B, "num_hidden_layers": 400})
+    alone = Recipe(LORA, "bf16", 1024, 1, quantization=QuantizationSpec(bits=4), checkpointing=True)
+    shared = replace(alone, devices=64, strategy="zero3")
+    weights, _, _ = resting_bytes(shape, alone)
+    assert resting_bytes(shape, shared)[0] == weights / 64
+    assert estimate(shape, shared).buffers > 0.9 * weights
 
 
 def test_offload_needs_no_second_gpu() -> None:

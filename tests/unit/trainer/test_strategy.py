@@ -23,6 +23,7 @@ def config(*, distributed: dict[str, Any], **fields: Any) -> TrainerConfig:
 
 FULL: dict[str, Any] = {"method": {"full": {}}}
 TWO = {"gpusPerNode": 2}
+CPUS = {"nodes": 2, "gpusPerNode": 0}
 
 
 @pytest.mark.parametrize(
@@ -62,17 +63,23 @@ def test_without_an_estimate(spread: dict[str, Any], fields: dict[str, Any], exp
     [
         ({"ddp", "zero2", "zero3"}, TWO, FULL, "ddp"),
         ({"zero2", "zero3"}, TWO, FULL, "zero2"),
+        ({"fsdp2", "zero3"}, TWO, {}, "fsdp2"),
+        ({"fsdp2", "zero3"}, TWO, FULL, "fsdp2"),
+        ({"fsdp2", "zero3"}, TWO, {"method": {"freeze": {}}}, "zero3"),
+        ({"fsdp2", "zero3"}, TWO, {"precision": "fp16"}, "zero3"),
+        ({"fsdp2", "zero3"}, CPUS, {}, "zero3"),
+        ({"fsdp2"}, TWO, {"method": {"full": {"masterWeights": "none"}}}, "fsdp2"),
         ({"zero3"}, TWO, {}, "zero3"),
         (set(), TWO, {}, "zero3"),
         ({"zero3"}, TWO, {"quantization": {"bits": 4}}, "zero3"),
         ({"zero3"}, TWO, {"quantization": {"bits": 8}}, "zero2"),
         ({"zero3"}, TWO, {"method": {"lora": {"init": "pissa"}}}, "zero2"),
         ({"ddp", "zero2"}, {**TWO, "offload": "optimizer"}, {}, "zero2"),
-        ({"zero3"}, {**TWO, "offload": "optimizer"}, {}, "zero3"),
+        ({"fsdp2", "zero3"}, {**TWO, "offload": "optimizer"}, {}, "zero3"),
         ({"zero3"}, {**TWO, "strategy": "ddp"}, {}, "ddp"),
         ({"zero3"}, TWO, {"quantization": {"method": "hqq", "bits": 4}}, "zero2"),
         ({"zero3"}, TWO, {"quantization": {"bits": 4}, "merge": {}}, "zero2"),
-        ({"zero3"}, TWO, {"acceleration": {"compile": True}}, "zero2"),
+        ({"fsdp2"}, TWO, {"acceleration": {"compile": True}}, "fsdp2"),
         ({"zero3"}, TWO, {"stage": "orpo", "preference": {}}, "zero2"),
         ({"zero2"}, TWO, {"precision": "fp8"}, "ddp"),
         ({"zero2"}, TWO, {**FULL, "stage": "dpo", "preference": {}}, "ddp"),
