@@ -93,6 +93,21 @@ def trainable_weights(config: TrainerConfig, directory: Path, digest: str) -> Pa
     return directory
 
 
+def as_packed(config: TrainerConfig, directory: Path) -> TrainerConfig:
+    """``config`` with the quantization of the weights in ``directory``, where they are bitsandbytes' already: what goes
+    together, and what memory it takes, is judged by it, whether the job says so or not."""
+    packed = packed_format(json.loads((directory / "config.json").read_text()))
+    if packed is None or packed.method != "bitsandbytes":
+        return config
+    told = QuantizationSpec(
+        bits=4 if packed.bits == 4 else 8,
+        type="fp4" if packed.settings.get("bnb_4bit_quant_type") == "fp4" else "nf4",
+        double_quantization=bool(packed.settings.get("bnb_4bit_use_double_quant")),
+        compute_dtype=config.quantization.compute_dtype if config.quantization else None,
+    )
+    return config.model_copy(update={"quantization": told})
+
+
 def _check_declared(wanted: QuantizationSpec, packed: Packed | None) -> None:
     """`gptq`, `awq`, `fp8` and `mxfp4` say what the checkpoint is; none is made here."""
     found = "whole" if packed is None else f"{packed.method} with {packed.bits or 'unsaid'} bits"

@@ -18,7 +18,7 @@ from finetune_api.status import DatasetStatus, MemoryStatus, ModelStatus
 from finetune_api.trainer_config import TrainerConfig
 
 from finetune_trainer.base_model import BaseModel, ending_tokens, inspect_model
-from finetune_trainer.dequantize import trainable_weights
+from finetune_trainer.dequantize import as_packed, trainable_weights
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.files import sha256_file
 from finetune_trainer.filling import fill
@@ -70,6 +70,8 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     weights = trainable_weights(config, found.directory, found.digest)
     if weights != found.directory:
         base = inspect_model(weights, **trusted)
+    config = as_packed(config, weights)
+    check_supported(config)
     model = ModelStatus(parameters=base.parameters, digest=found.digest, architecture=base.architecture)
     log.info("model %s: %s, %s parameters", config.model.uri, base.architecture, _number(base.parameters))
     shape = read_shape(weights, config.method, base.parameters)

@@ -24,6 +24,7 @@ from finetune_trainer.attention import takes_boundaries
 from finetune_trainer.batches import Collator, Examples
 from finetune_trainer.card import Facts
 from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.dequantize import as_packed
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.evaluate import answers, check_packing, fused_loss_agrees, held_out_loss
 from finetune_trainer.export import export
@@ -45,6 +46,7 @@ from finetune_trainer.progress import Poster, ProgressLog
 from finetune_trainer.spread import Spread
 from finetune_trainer.steady import steady
 from finetune_trainer.steps import Steps, count_steps
+from finetune_trainer.supported import check_supported
 from finetune_trainer.tokenizer import load_tokenizer
 from finetune_trainer.world import World
 
@@ -98,6 +100,8 @@ def _attempt(
 ) -> TerminationReport:
     device = choose_device(config)
     prepared = load_prepared(config)
+    config = as_packed(config, prepared.model_directory)
+    check_supported(config)
     config, memory = world.share(fit_to_device(config, prepared, device) if world.main else None)
     known["memory"] = memory
     run = _Run.prepare(config, prepared, device, attempt=attempt, interrupted=interrupted, world=world)

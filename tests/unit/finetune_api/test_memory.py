@@ -285,9 +285,9 @@ def test_a_strategy_that_the_rules_refuse_is_not_proposed() -> None:
 def test_4_bit_weights_under_zero3_are_whole_while_a_step_is_computed() -> None:
     """The ones that others hold are kept from when they are gathered until their backward pass."""
     shape = ModelShape.from_config({**QWEN3_8B, "num_hidden_layers": 400})
-    alone = Recipe(LORA, "bf16", 1024, 1, quantization=QuantizationSpec(bits=4), checkpointing=True)
-    shared = replace(alone, devices=64, strategy="zero3")
-    weights, _, _ = resting_bytes(shape, alone)
+    four = QuantizationSpec(bits=4)
+    shared = Recipe(LORA, "bf16", 1024, 1, quantization=four, checkpointing=True, devices=64, strategy="zero3")
+    weights, _, _ = resting_bytes(shape, replace(shared, devices=1))
     assert resting_bytes(shape, shared)[0] == weights / 64
     assert estimate(shape, shared).buffers > 0.9 * weights
 

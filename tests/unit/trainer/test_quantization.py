@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from finetune_api.failures import ExitCode
+from finetune_api.training import QuantizationSpec
+from finetune_trainer.dequantize import as_packed
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model import load_model
+from finetune_trainer.prepare import prepare
 from finetune_trainer.quantization import is_packed, whole_layer
 from peft import PeftModel
 from torch import nn
@@ -133,6 +136,19 @@ def test_checkpoints_of_bitsandbytes_are_trained_on_as_they_are(
     assert report.output is not None
     assert report.model is not None
     assert report.model.parameters == sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny).parameters())
+
+
+def test_rules_and_memory_go_by_what_a_checkpoint_of_bitsandbytes_is(
+    tmp_path: Path, packed_by_bitsandbytes: Path
+) -> None:
+    """Also where the job leaves it unset."""
+    config = configure(tmp_path, packed_by_bitsandbytes)
+    assert as_packed(config, packed_by_bitsandbytes).quantization == QuantizationSpec(bits=4, double_quantization=False)
+    spread = config.distributed.model_copy(update={"nodes": 2, "strategy": "zero3"})
+    merged = configure(tmp_path, packed_by_bitsandbytes, merge={}).model_copy(update={"distributed": spread})
+    with pytest.raises(TrainerError, match=r"spec\.output\.merge: .*quantized") as raised:
+        prepare(merged)
+    assert raised.value.exit_code is ExitCode.CONFIG_INVALID
 
 
 @pytest.mark.parametrize(
