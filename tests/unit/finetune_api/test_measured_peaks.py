@@ -47,8 +47,8 @@ PEAKS: list[tuple[str, tuple[int, int], dict[str, Any], float]] = [
     ("8B", (4, 4096), {**FULL, **AGAIN}, 62.9),
     ("8B", (1, 16384), {**FULL, **AGAIN}, 62.9),
     ("0.6B", (2, 4096), FULL, 11.8),
-    ("0.6B", (2, 4096), LORA, 7.7),
-    ("0.6B", (1, 16384), {**FULL, **AGAIN}, 5.5),
+    ("0.6B", (2, 4096), LORA, 7.9),
+    ("0.6B", (1, 16384), {**FULL, **AGAIN}, 5.6),
     ("0.6B", (1, 16384), {**LORA, **AGAIN}, 3.2),
 ]
 
