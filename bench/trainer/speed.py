@@ -52,6 +52,8 @@ CASES: dict[str, Case] = {
     "full": Case(FULL, 2, COMPILED),
     "full-fp8": Case(FULL, 2, COMPILED, precision="fp8"),
     "full-recompute": Case(FULL, 4, RECOMPUTED),
+    "full-8bit": Case(FULL, 2, COMPILED, optimizer="adamw8bit"),
+    "full-recompute-8bit": Case(FULL, 4, RECOMPUTED, optimizer="adamw8bit"),
     "lora-separate": Case(LORA, 2, {**COMPILED, "fusedAdapters": False}),
     "lora-recompute-separate": Case(LORA, 4, {**RECOMPUTED, "fusedAdapters": False}),
     "qlora-recompute-separate": Case(LORA, 4, {**RECOMPUTED, "fusedAdapters": False}, bits=4),
