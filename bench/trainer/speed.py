@@ -128,8 +128,12 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
     case, steps = CASES[name], Steps(arguments.steps)
-    case = replace(case, batch=max(1, case.batch * ROW // arguments.length), instructions=arguments.instructions)
-    case = replace(case, devices=arguments.devices if case.strategy else 1)
+    case = replace(
+        case,
+        batch=max(1, case.batch * ROW // arguments.length),
+        instructions=arguments.instructions,
+        devices=arguments.devices if case.strategy else 1,
+    )
     for option in arguments.set:
         place, _, value = option.partition("=")
         module, _, key = place.partition(":")
@@ -188,8 +192,7 @@ def run(name: str, arguments: argparse.Namespace) -> bool:
     own = arguments.packages / CASES[name].trainer
     if own.is_dir():
         paths.insert(0, str(own))
-    met = {"FINETUNE_PEERS": str(arguments.out)} if CASES[name].strategy else {}
-    environment = {**os.environ, **met, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
     with (
         (arguments.out / f"{name}.log").open("w") as log,
         subprocess.Popen(

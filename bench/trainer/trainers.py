@@ -95,7 +95,10 @@ def run_ours(case: Case, model: Path, work: Path, length: int, steps: Steps) -> 
     """The trainer's own way from prepared data; what it says was in use."""
     from finetune_api.trainer_config import TrainerConfig  # noqa: PLC0415
     from finetune_trainer import surroundings  # noqa: PLC0415
+    from finetune_trainer.peers import DIRECTORY_ENV  # noqa: PLC0415
 
+    if case.strategy:
+        os.environ[DIRECTORY_ENV] = str(work)  # what the trainer knows its workers by
     launch = os.environ.get("TORCHELASTIC_RUN_ID", os.getpid())  # one folder for all processes of a case
     body = {
         "job": {"name": "bench"},

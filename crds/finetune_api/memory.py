@@ -152,8 +152,8 @@ def _moments(shape: ModelShape, recipe: Recipe, gradients: float) -> Iterator[_M
     if recipe.strategy in ("zero1", "zero2") and recipe.offload == "none":
         # Flattened, and in fp32, beside themselves (DeepSpeed's stage_1_and_2.py, step).
         share = trained_parameters(shape, recipe) / recipe.devices
-        copies = share * (recipe.trained + (FP32 if recipe.trained != FP32 else 0))
-        yield _Moment("step", share * recipe.trained, 0.0, 0.0, float(_CUBLAS if recipe.on_gpu else 0) + copies)
+        again = share * (recipe.trained + (FP32 if recipe.trained != FP32 else 0))
+        yield _Moment("step", share * recipe.trained, 0.0, 0.0, _workspaces(recipe) + again)
 
 
 # -- what lies there ---------------------------------------------------------------------------------------------
@@ -174,9 +174,9 @@ def resting_bytes(shape: ModelShape, recipe: Recipe) -> tuple[float, float, floa
     count = recipe.devices
     if recipe.sharded:
         optimizer /= count
-    if recipe.strategy in ("zero2", "zero3", "fsdp2"):
+    if recipe.strategy == "zero2" or recipe.shards_weights:
         gradients /= count
-    if recipe.strategy in ("zero3", "fsdp2"):
+    if recipe.shards_weights:
         weights /= count
     if recipe.offload != "none":
         optimizer, gradients = 0.0, 0.0
@@ -308,15 +308,19 @@ def _working(shape: ModelShape, recipe: Recipe) -> float:
 def _fixed_buffers(shape: ModelShape, recipe: Recipe) -> float:
     """What is there beside: workspaces, and what communication holds."""
     trained = trained_parameters(shape, recipe)
-    held = float(_CUBLAS) if recipe.on_gpu else 0.0
+    held = _workspaces(recipe)
     if recipe.devices > 1:
         if recipe.strategy == "ddp":
             held += trained * recipe.trained
         else:
             held += min(trained, _BUCKET) * recipe.trained
-        if recipe.strategy in ("zero3", "fsdp2"):
+        if recipe.shards_weights:
             held += _gathered_bytes(shape, recipe)
     return held
+
+
+def _workspaces(recipe: Recipe) -> float:
+    return float(_CUBLAS) if recipe.on_gpu else 0.0
 
 
 def _gathered_bytes(shape: ModelShape, recipe: Recipe) -> float:

@@ -11,7 +11,7 @@ from finetune_api.training import MethodSpec, Precision, QuantizationSpec
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 """Bytes of a weight by type; fp8 is a type of the arithmetic, and weights stay in bf16."""
-_GATHERED = ("zero3", "fsdp2")
+SHARDS_WEIGHTS = ("zero3", "fsdp2")
 """Strategies that gather a weight when its module runs: the fused loss, which reads the head's by itself, would find a
 part of it."""
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
@@ -100,6 +100,11 @@ class Recipe:
         return BYTES["fp32"]
 
     @property
+    def shards_weights(self) -> bool:
+        """Whether no device holds the whole model."""
+        return self.strategy in SHARDS_WEIGHTS
+
+    @property
     def gathered(self) -> int:
         """Bytes of a trained weight as a layer has it at work, and of its gradient as that is made."""
         return self.compute if self.strategy == "fsdp2" else self.trained
@@ -147,7 +152,7 @@ def recipe_of(
         master_weights=config.method.full.master_weights if config.method.full is not None else "fp32",
         checkpointing=wishes.gradient_checkpointing,
         liger=bool(wishes.liger),
-        fused_loss=chosen not in _GATHERED and fuses_loss(config, on_gpu=gpu),
+        fused_loss=chosen not in SHARDS_WEIGHTS and fuses_loss(config, on_gpu=gpu),
         fused_adapters=chosen == "ddp" and fuses_adapters(config, on_gpu=gpu),
         compiled=wishes.compile,
         activation_offload=wishes.activation_offload,

@@ -26,6 +26,7 @@ from finetune_trainer.base_model import INDEX, WEIGHTS, wanted_files
 from finetune_trainer.errors import TrainerError, writing_to
 from finetune_trainer.files import whole_directory
 from finetune_trainer.log import log
+from finetune_trainer.supported import check_supported
 
 PLACE = "dequantized"
 SHARD_BYTES = 4 * 2**30
@@ -95,7 +96,11 @@ def trainable_weights(config: TrainerConfig, directory: Path, digest: str) -> Pa
 
 def as_packed(config: TrainerConfig, directory: Path) -> TrainerConfig:
     """``config`` with the quantization of the weights in ``directory``, where they are bitsandbytes' already: what goes
-    together, and what memory it takes, is judged by it, whether the job says so or not."""
+    together, and what memory it takes, is judged by it, whether the job says so or not.
+
+    Raises:
+        TrainerError: as :func:`finetune_trainer.supported.check_supported`, of what the job leaves unsaid.
+    """
     packed = packed_format(json.loads((directory / "config.json").read_text()))
     if packed is None or packed.method != "bitsandbytes":
         return config
@@ -105,7 +110,9 @@ def as_packed(config: TrainerConfig, directory: Path) -> TrainerConfig:
         double_quantization=bool(packed.settings.get("bnb_4bit_use_double_quant")),
         compute_dtype=config.quantization.compute_dtype if config.quantization else None,
     )
-    return config.model_copy(update={"quantization": told})
+    config = config.model_copy(update={"quantization": told})
+    check_supported(config)
+    return config
 
 
 def _check_declared(wanted: QuantizationSpec, packed: Packed | None) -> None:

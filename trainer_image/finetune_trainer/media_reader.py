@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from finetune_api.failures import ExitCode
+from finetune_api.recipe import SHARDS_WEIGHTS
 from finetune_api.trainer_config import TrainerConfig
 
 from finetune_trainer.errors import TrainerError
@@ -74,7 +75,7 @@ class MediaReader:
                 "spec.hyperparameters.microBatchSize: auto goes by a memory estimate that counts the language model "
                 "alone, and rows have images or sounds; give a number",
             )
-        if self.config.distributed.strategy in ("zero3", "fsdp2"):
+        if self.config.distributed.strategy in SHARDS_WEIGHTS:
             raise sharded(self.config.distributed.strategy)
 
 

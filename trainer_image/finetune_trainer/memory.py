@@ -117,8 +117,7 @@ def _with_strategy(config: TrainerConfig, chosen: Chosen) -> TrainerConfig:
     """``auto`` resolved, so that whatever looks at the strategy later finds the same."""
     if config.distributed.strategy != "auto" or chosen.name == "none":
         return config
-    spread = config.distributed.model_copy(update={"strategy": chosen.name})
-    return config.model_copy(update={"distributed": spread})
+    return config.spread(strategy=chosen.name)
 
 
 def _smallest(config: TrainerConfig) -> int:

@@ -71,7 +71,6 @@ def prepare(config: TrainerConfig) -> TerminationReport:
     if weights != found.directory:
         base = inspect_model(weights, **trusted)
     config = as_packed(config, weights)
-    check_supported(config)
     model = ModelStatus(parameters=base.parameters, digest=found.digest, architecture=base.architecture)
     log.info("model %s: %s, %s parameters", config.model.uri, base.architecture, _number(base.parameters))
     shape = read_shape(weights, config.method, base.parameters)

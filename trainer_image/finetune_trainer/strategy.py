@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from finetune_api.failures import ExitCode
 from finetune_api.fitting import STRATEGIES
+from finetune_api.recipe import SHARDS_WEIGHTS
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.validation import validate_config
 
@@ -34,7 +35,7 @@ class Strategy:
     @property
     def shards_weights(self) -> bool:
         """Whether no device holds the whole model: every process must then take part in every forward pass."""
-        return self.name in ("zero3", "fsdp2")
+        return self.name in SHARDS_WEIGHTS
 
 
 def processes_per_node(config: TrainerConfig) -> int:

@@ -46,7 +46,6 @@ from finetune_trainer.progress import Poster, ProgressLog
 from finetune_trainer.spread import Spread
 from finetune_trainer.steady import steady
 from finetune_trainer.steps import Steps, count_steps
-from finetune_trainer.supported import check_supported
 from finetune_trainer.tokenizer import load_tokenizer
 from finetune_trainer.world import World
 
@@ -101,7 +100,6 @@ def _attempt(
     device = choose_device(config)
     prepared = load_prepared(config)
     config = as_packed(config, prepared.model_directory)
-    check_supported(config)
     config, memory = world.share(fit_to_device(config, prepared, device) if world.main else None)
     known["memory"] = memory
     run = _Run.prepare(config, prepared, device, attempt=attempt, interrupted=interrupted, world=world)

@@ -144,8 +144,7 @@ def test_rules_and_memory_go_by_what_a_checkpoint_of_bitsandbytes_is(
     """Also where the job leaves it unset."""
     config = configure(tmp_path, packed_by_bitsandbytes)
     assert as_packed(config, packed_by_bitsandbytes).quantization == QuantizationSpec(bits=4, double_quantization=False)
-    spread = config.distributed.model_copy(update={"nodes": 2, "strategy": "zero3"})
-    merged = configure(tmp_path, packed_by_bitsandbytes, merge={}).model_copy(update={"distributed": spread})
+    merged = configure(tmp_path, packed_by_bitsandbytes, merge={}).spread(nodes=2, strategy="zero3")
     with pytest.raises(TrainerError, match=r"spec\.output\.merge: .*quantized") as raised:
         prepare(merged)
     assert raised.value.exit_code is ExitCode.CONFIG_INVALID
