@@ -93,8 +93,7 @@ def _four_bits(  # noqa: PLR0917 - as it is declared
         transposed: whether it is.
     """
     weight = torch.ops.bitsandbytes.dequantize_4bit(packed, largest, blocksize, kind, shape, rows.dtype)
-    product: torch.Tensor = rows @ (weight.t() if transposed else weight)
-    return product.addmm_(inner, outer)
+    return (inner @ outer).addmm_(rows, weight.t() if transposed else weight)
 
 
 @torch.library.register_fake("finetune_trainer::four_bits")
