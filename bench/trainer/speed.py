@@ -35,6 +35,7 @@ ROW = 4096
 PEERS = ("trl", "llamafactory", "unsloth")
 COMPILED = {"compile": True}
 RECOMPUTED = {"compile": True, "gradientCheckpointing": True}
+KEPT = {**RECOMPUTED, "keepAttention": True}
 PLAIN = {"gradientCheckpointing": True}
 CASES: dict[str, Case] = {
     "lora": Case(LORA, 2, COMPILED),
@@ -49,15 +50,23 @@ CASES: dict[str, Case] = {
     "qlora-recompute": Case(LORA, 4, RECOMPUTED, bits=4),
     "lora-recompute-offload": Case(LORA, 4, {**RECOMPUTED, "activationOffload": True}),
     "qlora-recompute-offload": Case(LORA, 4, {**RECOMPUTED, "activationOffload": True}, bits=4),
+    "lora-recompute-kept": Case(LORA, 4, KEPT),
+    "qlora-recompute-kept": Case(LORA, 4, KEPT, bits=4),
+    "lora-recompute-kept-offload": Case(LORA, 4, {**KEPT, "activationOffload": True}),
+    "qlora-recompute-kept-offload": Case(LORA, 4, {**KEPT, "activationOffload": True}, bits=4),
+    "lora-offload": Case(LORA, 2, {**COMPILED, "activationOffload": True}),
     "full": Case(FULL, 2, COMPILED),
     "full-fp8": Case(FULL, 2, COMPILED, precision="fp8"),
     "full-recompute": Case(FULL, 4, RECOMPUTED),
+    "full-recompute-kept": Case(FULL, 4, KEPT),
     "full-8bit": Case(FULL, 2, COMPILED, optimizer="adamw8bit"),
     "full-recompute-8bit": Case(FULL, 4, RECOMPUTED, optimizer="adamw8bit"),
     "lora-separate": Case(LORA, 2, {**COMPILED, "fusedAdapters": False}),
     "lora-recompute-separate": Case(LORA, 4, {**RECOMPUTED, "fusedAdapters": False}),
     "qlora-recompute-separate": Case(LORA, 4, {**RECOMPUTED, "fusedAdapters": False}, bits=4),
+    "full-recompute-8bit-kept": Case(FULL, 4, KEPT, optimizer="adamw8bit"),
     "full-recompute-eager": Case(FULL, 4, {"gradientCheckpointing": True, "liger": True}),
+    "full-recompute-eager-kept": Case(FULL, 4, {**PLAIN, "keepAttention": True, "liger": True}),
     **{
         f"{peer}-{name}": Case(
             method, 4 if recompute else 2, {"gradientCheckpointing": recompute}, bits=bits, trainer=peer

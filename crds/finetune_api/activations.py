@@ -134,8 +134,13 @@ def _attention(shape: ModelShape, how: Keeping, length: int) -> float:
     if how.eager:
         softmax = FLOAT + (how.compute if how.compute != FLOAT else 0)
         return kept + softmax * shape.heads * length
-    kept += how.compute * q + FLOAT * shape.heads
-    return kept + (how.compute * length if how.masked else 0)
+    return kept + attention_output_bytes(shape, how.compute) + (how.compute * length if how.masked else 0)
+
+
+def attention_output_bytes(shape: ModelShape, compute: int) -> int:
+    """What attention's kernel puts out a token, of ``compute`` bytes an element, and of each head the logarithm of its
+    scores' sum."""
+    return compute * shape.query_width + FLOAT * shape.heads
 
 
 def _feed_forward(width: int, linears: tuple[Linear, ...], how: Keeping) -> float:

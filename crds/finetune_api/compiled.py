@@ -8,7 +8,7 @@ type: all of these are made again. The trainer says so where the compiler would 
 
 from __future__ import annotations
 
-from finetune_api.activations import FLOAT, Keeping, expert_bytes
+from finetune_api.activations import FLOAT, Keeping, attention_output_bytes, expert_bytes
 from finetune_api.model_shape import ModelShape
 
 
@@ -41,4 +41,4 @@ def compiled_block_bytes(shape: ModelShape, how: Keeping, length: int, *, dense:
 def _attention(shape: ModelShape, how: Keeping, length: int) -> float:
     if how.eager:
         return (FLOAT + how.compute) * shape.heads * length
-    return how.compute * shape.query_width + FLOAT * shape.heads + (how.compute * length if how.masked else 0)
+    return attention_output_bytes(shape, how.compute) + (how.compute * length if how.masked else 0)

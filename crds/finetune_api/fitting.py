@@ -101,6 +101,8 @@ def changes(config: TrainerConfig) -> list[Change]:
     micro = config.hyperparameters.micro_batch_size
     if isinstance(micro, int) and micro > 1:
         add("lower hyperparameters.microBatchSize, down to 1", "hyperparameters", micro_batch_size=1)
+    if config.acceleration.keep_attention:
+        add("leave acceleration.keepAttention false", "acceleration", keep_attention=False)
     if not config.acceleration.gradient_checkpointing:
         add("set acceleration.gradientCheckpointing", "acceleration", gradient_checkpointing=True)
     if config.acceleration.liger is False and config.distributed.gpus_per_node:

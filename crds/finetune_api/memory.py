@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from finetune_api.activations import FLOAT, Keeping, block_bytes, norm_bytes
+from finetune_api.activations import FLOAT, Keeping, attention_output_bytes, block_bytes, norm_bytes
 from finetune_api.compiled import compiled_block_bytes
 from finetune_api.heads import head_gradient, head_share, head_trained, last_gradient, logit_bytes, waiting_head
 from finetune_api.model_shape import ModelShape, ShapeError
@@ -232,8 +232,16 @@ def activations(shape: ModelShape, recipe: Recipe) -> Activations:
         rebuilt = sum(count * one_block(shape, whole, recipe.length, dense=dense) for dense, count in shape.blocks)
         rebuilt *= tokens / shape.layers
         layers = tokens * shape.layers * shape.hidden * how.residual
+    stays = 0.0
+    if recipe.checkpointing and recipe.keeps_attention:
+        attention = tokens * attention_output_bytes(shape, how.compute)
+        rebuilt -= attention
+        attention *= len(chosen) + behind
+        # Torch's checkpointing holds it by itself where layers are not compiled, beyond the reach of an offload.
+        layers, stays = (layers + attention, 0.0) if recipe.compiled else (layers, attention)
     if recipe.activation_offload:
         layers *= min(1.0, _IN_FLIGHT / shape.layers)
+    layers += stays
     names = trained_names(shape, recipe)
     cast = recipe.autocast and recipe.trained == FP32
     copied = sum(m.elements for m in trained_matrices(shape, recipe) if m.rows > 1)

@@ -34,6 +34,8 @@ class Recipe:
     master_weights: Literal["fp32", "none"] = "fp32"
     """Type of the weights that method full trains: fp32, or `none` for those of `precision`."""
     checkpointing: bool = False
+    keeps_attention: bool = False
+    """With checkpointing: attention's output is not made again."""
     liger: bool = False
     """Fused norms and activations."""
     fused_loss: bool = False
@@ -151,6 +153,7 @@ def recipe_of(
         quantization=config.quantization if _stays(config.quantization) else None,
         master_weights=config.method.full.master_weights if config.method.full is not None else "fp32",
         checkpointing=wishes.gradient_checkpointing,
+        keeps_attention=wishes.keep_attention,
         liger=bool(wishes.liger),
         fused_loss=chosen not in SHARDS_WEIGHTS and fuses_loss(config, on_gpu=gpu),
         fused_adapters=chosen == "ddp" and fuses_adapters(config, on_gpu=gpu),

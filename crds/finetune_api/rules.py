@@ -56,6 +56,7 @@ _FULL, _FREEZE, _LORA = Present("method.full"), Present("method.freeze"), Presen
 _QUANTIZED = Present("quantization")
 _ON_CPU = OneOf("distributed.gpusPerNode", (0,))
 _FUSED = OneOf("acceleration.fusedAdapters", (True,))
+_KEPT = OneOf("acceleration.keepAttention", (True,))
 _MICRO = "self.hyperparameters.microBatchSize"
 _DEVICES = "(self.distributed.nodes * (self.distributed.gpusPerNode > 0 ? self.distributed.gpusPerNode : 1))"
 
@@ -156,6 +157,22 @@ CONFLICTS: tuple[Rule, ...] = (
         both(OneOf("acceleration.liger", (True,)), OneOf("acceleration.compile", (True,))),
         "compiled layers make kernels of norms, rotary embeddings and gated units themselves; leave liger unset, which "
         "keeps its fused loss",
+    ),
+    Rule(
+        "acceleration.keepAttention",
+        both(_KEPT, Not(OneOf("acceleration.gradientCheckpointing", (True,)))),
+        "it is for layers that are made again, others keep attention's output anyway; set gradientCheckpointing, or "
+        "leave it false",
+    ),
+    Rule(
+        "acceleration.keepAttention",
+        both(_KEPT, OneOf("acceleration.flashAttention", ("disabled",))),
+        "plain attention is not a kernel whose output could be kept; use flashAttention: auto, or leave it false",
+    ),
+    later(
+        "acceleration.keepAttention",
+        both(_KEPT, OneOf("acceleration.flashAttention", ("flex",))),
+        "keeping the output of flex; use flashAttention: auto, or leave it false",
     ),
     Rule(
         "acceleration.fusedAdapters",

@@ -256,6 +256,9 @@ class AccelerationSpec(ApiModel):
     """torch.compile, layer by layer."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    keep_attention: bool = False
+    """With `gradientCheckpointing`: keep the output of attention's kernel, which is not computed again then, for about
+    as much memory as the layers' inputs take. The longer sequences are, the more time it saves."""
     activation_offload: bool = False
     """Hold activations in host memory."""
     fused_adapters: bool | None = None

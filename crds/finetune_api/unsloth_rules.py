@@ -85,6 +85,11 @@ UNSLOTH_RULES: tuple[Rule, ...] = (
         OneOf("acceleration.activationOffload", (True,)),
         "Unsloth's own gradient checkpointing holds activations in host memory; use gradientCheckpointing",
     ),
+    _conflict(
+        "acceleration.keepAttention",
+        OneOf("acceleration.keepAttention", (True,)),
+        "Unsloth's own gradient checkpointing chooses what is kept; leave it false",
+    ),
     _later(_FIELD, Not(OneOf("stage", ("sft", "pt"))), "Unsloth with preference stages; leave it false"),
     _later(
         _FIELD,

@@ -77,15 +77,19 @@ def assert_learnt_and_loads(config: TrainerConfig, report: TerminationReport, ba
 @two_gpus
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
-def test_two_gpus_learn(tmp_path: Path, base: Path, method: str, strategy: str, recomputed: bool) -> None:
+@pytest.mark.parametrize(
+    "wishes",
+    [{}, {"gradientCheckpointing": True}, {"gradientCheckpointing": True, "keepAttention": True}],
+    ids=["kept", "recomputed", "attention kept"],
+)
+def test_two_gpus_learn(tmp_path: Path, base: Path, method: str, strategy: str, wishes: Any) -> None:
     config = configure(
         tmp_path,
         base,
         method=METHODS[method],
         precision="bf16",
         hyperparameters=STEPS,
-        acceleration={"gradientCheckpointing": recomputed},
+        acceleration=wishes,
         evaluation={"prompts": ["Colours of flag 3?"], "maxNewTokens": 4, "everySteps": 8},
         distributed={"gpusPerNode": 2, "strategy": strategy},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import torch
 from finetune_trainer.batches import Collator
 from finetune_trainer.evaluate import evaluating, token_losses
 from finetune_trainer.fp8 import LEAST_CAPABILITY
+from finetune_trainer.kernels import recomputing
 from finetune_trainer.model import load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
 from tiny_model import make_tiny_model
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 from trainings import configure, run
+from transformers import AutoConfig
 from transformers.models.llama import modeling_llama
 
 # Dynamo warns within itself and hides that, which a warning that is an error escapes.
@@ -53,13 +57,18 @@ def _own_kernels() -> Iterator[None]:
     vars(modeling_llama).update(before)
 
 
+KEPT = {"gradientCheckpointing": True, "keepAttention": True}
 KERNELS: dict[str, dict[str, Any]] = {
     "plain": {"liger": False, "flashAttention": "sdpa", "fusedAdapters": False},
     "fused loss": {"flashAttention": "sdpa"},
     "liger": {"liger": True},
     "compile": {"compile": True},
     "recompute": {"compile": True, "gradientCheckpointing": True},
+    "attention kept": {"compile": True, **KEPT},
+    "attention kept, eager": KEPT,
     "offload": {"activationOffload": True},
+    "offload, compiled": {"activationOffload": True, "compile": True},
+    "offload, attention kept": {"activationOffload": True, "compile": True, **KEPT},
     "flex": {"flashAttention": "flex"},
     "eager": {"flashAttention": "disabled"},
 }
@@ -68,11 +77,17 @@ USED = {
     "liger": ["liger"],
     "compile": ["compile"],
     "recompute": ["compile", "gradient-checkpointing"],
+    "attention kept": ["compile", "gradient-checkpointing", "attention-kept"],
+    "attention kept, eager": ["gradient-checkpointing", "attention-kept"],
     "offload": ["activation-offload"],
+    "offload, compiled": ["activation-offload", "compile"],
+    "offload, attention kept": ["activation-offload", "compile", "attention-kept"],
 }
 """Words of the status for what was asked for."""
 ATTENTION = {"plain": "sdpa", "fused loss": "sdpa", "flex": "flex_attention", "eager": "eager"}
-FAST = ("fused loss", "liger", "compile")
+ATTENTIONS_FORWARD = re.compile("flash_fwd|fprop|cutlassF")
+"""Kernels of torch's own flash attention, cuDNN's, and the memory-efficient one."""
+FAST = ("fused loss", "liger", "compile", "attention kept")
 QUANTIZED: dict[str, dict[str, Any]] = {
     "nf4": {"bits": 4},
     "fp4": {"bits": 4, "type": "fp4"},
@@ -113,6 +128,9 @@ def gradients_of(config: Any, base: Path) -> dict[str, torch.Tensor]:
     data = load_prepared(config).train
     batch = {k: v.to(CUDA) if hasattr(v, "to") else v for k, v in collator([data[0], data[1]]).items()}
     batch.pop("tokens")
+    if config.acceleration.gradient_checkpointing:
+        (how,) = (v for k, v in recomputing(config, elsewhere=False).items() if k.endswith("_kwargs"))
+        model.train().activation_checkpointing_enable(how)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         model(**batch, num_items_in_batch=torch.tensor(64, device=CUDA)).loss.backward()
     return {name: p.grad.float().flatten() for name, p in model.named_parameters() if p.grad is not None}
@@ -151,6 +169,24 @@ def test_a_training_ends_where_that_of_the_plain_path_does(tmp_path: Path, wide:
         learns(report)
         losses[name] = report.progress.eval_loss
     assert losses[kernel] == pytest.approx(losses["plain"], rel=0.005)
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_attention_that_is_kept_is_computed_once(tmp_path: Path, wide: Path, packing: bool, compiled: bool) -> None:
+    """By the GPU's kernels of a step: twice a layer where all is made again."""
+    counts = []
+    for kept in (False, True):
+        wishes = {"compile": compiled, "gradientCheckpointing": True, "keepAttention": kept}
+        config = job(tmp_path, wide, packing=packing, acceleration=wishes)
+        prepare(config)
+        gradients_of(config, wide)  # compiles
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as measured:
+            gradients_of(config, wide)
+        counts.append(sum(ATTENTIONS_FORWARD.search(event.key) is not None and event.count for event in
+                          measured.key_averages()))  # fmt: skip
+    layers = AutoConfig.from_pretrained(wide).num_hidden_layers
+    assert counts == [2 * layers, layers]
 
 
 def test_the_varlen_kernel_keeps_packed_samples_apart(tmp_path: Path, base: Path) -> None:

@@ -64,6 +64,7 @@ TEXT = {"uri": "configmap://a/b", "format": "text"}
 PAIRS = {"uri": "configmap://a/b", "format": "preference"}
 LABELLED = {"uri": "configmap://a/b", "format": "kto"}
 UNSLOTH = {"acceleration.unsloth": True, "distributed.gpusPerNode": 1}
+MADE_AGAIN = {"gradientCheckpointing": True, "keepAttention": True}
 
 CASES: tuple[Case, ...] = (
     Case("the smallest manifest is taken"),
@@ -274,6 +275,11 @@ CASES: tuple[Case, ...] = (
         {**UNSLOTH, "acceleration.activationOffload": True},
         "Unsloth's own gradient checkpointing",
     ),
+    Case(
+        "unsloth with attention kept",
+        {**UNSLOTH, "acceleration.keepAttention": True, "acceleration.gradientCheckpointing": True},
+        "chooses what is kept",
+    ),
     Case("8-bit floats on the CPU", {"precision": "fp8"}, "fp8 needs a GPU"),
     Case(
         "8-bit floats under zero2",
@@ -300,6 +306,20 @@ CASES: tuple[Case, ...] = (
     Case(
         "a fused loss in compiled layers",
         {"acceleration": {"compile": True}, "distributed": {"gpusPerNode": 1}},
+    ),
+    Case("attention kept of layers that are made again", {"acceleration": MADE_AGAIN}),
+    Case(
+        "attention kept of layers that are not", {"acceleration": {"keepAttention": True}}, "set gradientCheckpointing"
+    ),
+    Case(
+        "plain attention kept",
+        {"acceleration": {**MADE_AGAIN, "flashAttention": "disabled"}},
+        "not a kernel whose output could be kept",
+    ),
+    Case(
+        "flex kept",
+        {"acceleration": {**MADE_AGAIN, "flashAttention": "flex"}, "distributed": {"gpusPerNode": 1}},
+        "keeping the output of flex",
     ),
     Case("offload on the CPU", {"acceleration": {"activationOffload": True}}, "from a GPU"),
     Case("an 8-bit optimizer on the CPU", {"hyperparameters.optimizer": "adamw8bit"}, "need a GPU"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.freezing import find_layers
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.fused_loss import fuse_loss
-from finetune_trainer.kept import keep
+from finetune_trainer.kept import keep, keeping_attention
 from finetune_trainer.log import log
 
 
@@ -78,32 +77,25 @@ def apply_kernels(
     return found
 
 
-def compile_layers(model: Any, *, recomputed: bool = False, joint: bool = False, backend: str = "inductor") -> None:
+def compile_layers(
+    model: Any, *, recomputed: bool = False, attention: bool = False, joint: bool = False, backend: str = "inductor"
+) -> None:
     """Compile each decoder layer in place: one graph serves them all, and names of weights stay as they are.
 
     Args:
         model: with its adapters.
         recomputed: whether layers are recomputed as a whole (gradient checkpointing). Where not, the compiler keeps
             some of the activations and recomputes the cheapest.
+        attention: whether attention's output is kept of layers that are recomputed.
         joint: whether layers with one input are one product, on weights in 16 or 32 bits.
         backend: of torch.compile.
     """
-    keep(recomputed=recomputed, joint=joint)
+    keep(recomputed=recomputed, attention=attention, joint=joint)
     # What fused adapters remember from one layer to the next they have forgotten at the end: nothing is to be repeated.
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = recomputed  # noqa: SLF001
     _, layers = find_layers(model)
     for layer in layers:
         layer.compile(backend=backend)
-
-
-def offloading(config: TrainerConfig, model: Any) -> AbstractContextManager[Any]:
-    """Where forward and backward run: with activations held in host memory, or as usual."""
-    if not config.acceleration.activation_offload:
-        return nullcontext()
-    from trl.models.activation_offloading import get_act_offloading_ctx_manager  # noqa: PLC0415 - for this wish alone
-
-    context: AbstractContextManager[Any] = get_act_offloading_ctx_manager(model, warn_if_no_head=False)
-    return context
 
 
 def recomputing(config: TrainerConfig, *, elsewhere: bool) -> dict[str, Any]:
@@ -118,7 +110,10 @@ def recomputing(config: TrainerConfig, *, elsewhere: bool) -> dict[str, Any]:
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     wishes = config.acceleration
     wanted = wishes.gradient_checkpointing and not elsewhere and not wishes.unsloth  # which has its own
-    return {name: wanted, f"{name}_kwargs": {"use_reentrant": False}}
+    how: dict[str, Any] = {"use_reentrant": False}
+    if wishes.keep_attention and not wishes.compile:  # compiled layers are told by their marks
+        how["context_fn"] = keeping_attention
+    return {name: wanted, f"{name}_kwargs": how}
 
 
 def names(config: TrainerConfig) -> Iterator[str]:
@@ -126,6 +121,8 @@ def names(config: TrainerConfig) -> Iterator[str]:
     wishes = config.acceleration
     if wishes.gradient_checkpointing:
         yield "gradient-checkpointing"
+    if wishes.keep_attention:
+        yield "attention-kept"
     if wishes.activation_offload:
         yield "activation-offload"
     if wishes.compile:

@@ -134,8 +134,13 @@ def quicken(config: TrainerConfig, model: Any, *, fused: bool) -> list[str]:
     """
     found = [FUSED_ADAPTERS] if _fuse(config, model, possible=fused) else []
     if config.acceleration.compile:
-        recomputed = config.acceleration.gradient_checkpointing
-        compile_layers(model, recomputed=recomputed, joint=on_whole_weights(model))
+        wishes = config.acceleration
+        compile_layers(
+            model,
+            recomputed=wishes.gradient_checkpointing,
+            attention=wishes.keep_attention,
+            joint=on_whole_weights(model),
+        )
     return found
 
 

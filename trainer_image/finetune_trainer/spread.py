@@ -50,8 +50,9 @@ class Spread:
     @property
     def checkpoints_activations(self) -> bool:
         """Whether the strategy recomputes activations by itself where that is asked for. FSDP2 does, but for adapters:
-        it wraps layers for that, and peft no longer finds its own by name."""
-        return self.strategy.name == "fsdp2" and self._config.method.lora is None
+        it wraps layers for that, and peft no longer finds its own by name. Nor can it be told what to keep."""
+        kept = self._config.acceleration.keep_attention
+        return self.strategy.name == "fsdp2" and self._config.method.lora is None and not kept
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:

@@ -32,7 +32,7 @@ from finetune_trainer.files import read_json, write_json
 from finetune_trainer.fused_adapters import separate_adapters
 from finetune_trainer.fused_loss import NAME as FUSED_LOSS
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.kernels import offloading, recomputing
+from finetune_trainer.kernels import recomputing
 from finetune_trainer.log import log
 from finetune_trainer.loop import FineTuner, Meter
 from finetune_trainer.media_batches import MediaBatches
@@ -41,6 +41,7 @@ from finetune_trainer.media_reader import sharded
 from finetune_trainer.memory import advice, describe, fit_to_device
 from finetune_trainer.merging import load_tuned, merge
 from finetune_trainer.model import Loaded, choose_device, load_model
+from finetune_trainer.offloaded import offloading
 from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.progress import Poster, ProgressLog
 from finetune_trainer.spread import Spread

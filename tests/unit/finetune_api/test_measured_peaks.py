@@ -26,7 +26,9 @@ SEPARATE = {**LORA, "fused_adapters": False}
 QLORA = {**LORA, "quantization": QuantizationSpec(bits=4)}
 FULL: dict[str, Any] = {"method": MethodSpec(full=FullMethod(master_weights="none")), "master_weights": "none"}
 FP8 = {"precision": "fp8"}
+EIGHT = {"optimizer": "adamw8bit"}
 AGAIN = {"checkpointing": True}
+KEPT = {**AGAIN, "keeps_attention": True}
 AWAY = {**AGAIN, "activation_offload": True}
 PEAKS: list[tuple[str, tuple[int, int], dict[str, Any], float]] = [
     ("8B", (2, 4096), LORA, 40.4),
@@ -42,10 +44,20 @@ PEAKS: list[tuple[str, tuple[int, int], dict[str, Any], float]] = [
     ("8B", (1, 16384), {**LORA, **AGAIN}, 23.4),
     ("8B", (1, 16384), {**LORA, **AWAY}, 19.5),
     ("8B", (1, 16384), {**QLORA, **AGAIN}, 14.1),
+    ("8B", (4, 4096), {**LORA, **KEPT}, 27.3),
+    ("8B", (1, 16384), {**LORA, **KEPT}, 27.4),
+    ("8B", (4, 4096), {**QLORA, **KEPT}, 17.6),
+    ("8B", (1, 16384), {**QLORA, **KEPT}, 17.6),
     ("8B", (2, 4096), FULL, 76.2),
     ("8B", (2, 4096), {**FULL, **FP8}, 73.4),
     ("8B", (4, 4096), {**FULL, **AGAIN}, 62.9),
     ("8B", (1, 16384), {**FULL, **AGAIN}, 62.9),
+    ("8B", (4, 4096), {**FULL, **KEPT}, 62.5),
+    ("8B", (4, 4096), {**FULL, **KEPT, "compiled": False, "liger": True}, 62.3),
+    ("8B", (4, 4096), {**FULL, **AGAIN, "compiled": False, "liger": True}, 62.3),
+    ("8B", (2, 4096), {**FULL, **EIGHT}, 64.6),
+    ("8B", (4, 4096), {**FULL, **AGAIN, **EIGHT}, 51.4),
+    ("8B", (4, 4096), {**FULL, **KEPT, **EIGHT}, 50.9),
     ("0.6B", (2, 4096), FULL, 11.8),
     ("0.6B", (2, 4096), LORA, 7.9),
     ("0.6B", (1, 16384), {**FULL, **AGAIN}, 5.6),

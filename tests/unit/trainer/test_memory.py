@@ -205,6 +205,10 @@ PEAKS: dict[str, dict[str, Any]] = {
     "full-bf16": {"method": {"full": {}}, "precision": "bf16"},
     "lora": {"precision": "bf16"},
     "lora-checkpointing": {"precision": "bf16", "acceleration": {"gradientCheckpointing": True}},
+    "lora-attention-kept": {
+        "precision": "bf16",
+        "acceleration": {"gradientCheckpointing": True, "keepAttention": True},
+    },
     "freeze": {"method": {"freeze": {"trainableLayers": 2}}},
 }
 

@@ -213,7 +213,10 @@ def kept(numbers: dict[str, Any], recipe: Recipe) -> int:
         assert fuse_adapters(model)
     if recipe.compiled:
         torch._dynamo.reset()
-        compile_layers(model, joint=on_whole_weights(model), backend=uncompiled())
+        compile_layers(
+            model, recomputed=recipe.checkpointing, attention=recipe.keeps_attention, joint=on_whole_weights(model),
+            backend=uncompiled(),
+        )  # fmt: skip
     if recipe.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     ids = torch.randint(0, numbers["vocab_size"], (recipe.micro_batch, recipe.length))
@@ -301,6 +304,16 @@ def in_four_bits(model: Any) -> None:
 def test_activations_of_compiled_layers_and_fused_adapters(variant: str, compiled: bool) -> None:
     choices = {"method": LORA, "on_gpu": False, "compiled": compiled, "length": 96} | COMPILED[variant]
     recipe = Recipe(precision="bf16", micro_batch=2, **choices)
+    truth = kept(SHAPES["broad"], recipe)
+    assert expected(ModelShape.from_config(SHAPES["broad"]), recipe) == pytest.approx(truth, rel=0.1)
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+@pytest.mark.parametrize("keeps", [False, True], ids=["all again", "attention kept"])
+@pytest.mark.parametrize("variant", ["separate", "fused", "fused in 4 bits"])
+def test_activations_of_compiled_layers_that_are_made_again(variant: str, keeps: bool) -> None:
+    choices = {"method": LORA, "on_gpu": False, "compiled": True, "checkpointing": True} | COMPILED[variant]
+    recipe = Recipe(precision="bf16", length=96, micro_batch=2, keeps_attention=keeps, **choices)
     truth = kept(SHAPES["broad"], recipe)
     assert expected(ModelShape.from_config(SHAPES["broad"]), recipe) == pytest.approx(truth, rel=0.1)
 
