@@ -177,6 +177,7 @@ def test_attention_that_is_kept_is_computed_once(tmp_path: Path, wide: Path, pac
     """By the GPU's kernels of a step: twice a layer where all is made again."""
     counts = []
     for kept in (False, True):
+        torch._dynamo.reset()
         wishes = {"compile": compiled, "gradientCheckpointing": True, "keepAttention": kept}
         config = job(tmp_path, wide, packing=packing, acceleration=wishes)
         prepare(config)

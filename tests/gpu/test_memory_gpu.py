@@ -42,6 +42,7 @@ def _no_graphs() -> None:
     torch._dynamo.reset()
 
 
+KEPT = {"gradientCheckpointing": True, "keepAttention": True}
 CASES: dict[str, dict[str, Any]] = {
     "full": {"method": {"full": {}}},
     "full-checkpointing": {"method": {"full": {}}, "acceleration": {"gradientCheckpointing": True}},
@@ -49,6 +50,9 @@ CASES: dict[str, dict[str, Any]] = {
     "full-fp32": {"method": {"full": {}}, "precision": "fp32"},
     "lora": {"method": {"lora": {"rank": 16}}},
     "lora-checkpointing": {"method": {"lora": {"rank": 16}}, "acceleration": {"gradientCheckpointing": True}},
+    "lora-attention-kept": {"method": {"lora": {"rank": 16}}, "acceleration": KEPT},
+    "lora-attention-kept-compiled": {"method": {"lora": {"rank": 16}}, "acceleration": {"compile": True, **KEPT}},
+    "full-attention-kept": {"method": {"full": {}}, "acceleration": KEPT},
     "lora-dropout": {"method": {"lora": {"rank": 16, "dropout": 0.1}}},
     "qlora": {"method": {"lora": {"rank": 16}}, "quantization": {"bits": 4}},
     "qlora-checkpointing": {
