@@ -44,6 +44,7 @@ _WITH_STRATEGIES: dict[str, dict[str, Any]] = {
     "`acceleration.compile`": {"acceleration": {"compile": True}},
     "`acceleration.fusedAdapters: true`": {"acceleration": {"fusedAdapters": True}},
     "`acceleration.gradientCheckpointing`": {"acceleration": {"gradientCheckpointing": True}},
+    "`acceleration.keepAttention`": {"acceleration": {"gradientCheckpointing": True, "keepAttention": True}},
     "`offload: optimizer`": {"distributed": {"offload": "optimizer"}},
     "`offload: parameters`": {"distributed": {"offload": "parameters"}},
     "`output.merge`": {"output": {"merge": {}}},
