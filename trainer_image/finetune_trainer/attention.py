@@ -60,6 +60,26 @@ def choose_attention(config: TrainerConfig, settings: PretrainedConfig, device: 
     return "sdpa"
 
 
+def demand_kernel(config: TrainerConfig) -> None:
+    """Refuse what a model cannot have whose attention is the plain one alone.
+
+    Raises:
+        TrainerError: ACCELERATION_UNAVAILABLE.
+    """
+    wishes = config.acceleration
+    if wishes.flash_attention == "sdpa":
+        raise TrainerError(
+            ExitCode.ACCELERATION_UNAVAILABLE,
+            f"acceleration.flashAttention: {config.model.uri} has no sdpa attention; use auto",
+        )
+    if wishes.keep_attention:
+        raise TrainerError(
+            ExitCode.ACCELERATION_UNAVAILABLE,
+            f"acceleration.keepAttention: {config.model.uri} has plain attention alone, which is not a kernel whose "
+            "output could be kept; leave it false",
+        )
+
+
 def takes_boundaries(attention: str) -> bool:
     """Whether ``attention`` is told where samples begin, instead of by a mask."""
     return attention in (VARLEN, unsloth_start.NAME, *FLASH.values())

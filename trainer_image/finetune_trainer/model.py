@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from finetune_trainer import unsloth_start
 from finetune_trainer.adapters import FROM_THE_WEIGHTS, Start, add_adapters, linear_names
-from finetune_trainer.attention import choose_attention
+from finetune_trainer.attention import choose_attention, demand_kernel
 from finetune_trainer.dtypes import DTYPES
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fp8 import check_fp8, freeze_in_fp8, train_in_fp8
@@ -175,10 +175,12 @@ def count_parameters(config: TrainerConfig, directory: Path) -> tuple[int, int]:
     names too.
 
     Raises:
-        TrainerError: METHOD_INVALID, MODEL_INVALID.
+        TrainerError: METHOD_INVALID, MODEL_INVALID, ACCELERATION_UNAVAILABLE.
     """
     model = _without_weights(config, directory)
     check_kernels(config, model.config)
+    if not (model._supports_sdpa or model._supports_flash_attn):  # noqa: SLF001 - transformers' own way to tell
+        demand_kernel(config)
     total = _size(model)
     lora = config.method.lora
     if lora is not None and lora.init in FROM_THE_WEIGHTS:  # which are not there; the start changes no count
@@ -250,7 +252,6 @@ def is_quantized(model: PreTrainedModel) -> bool:
 def _load(
     config: TrainerConfig, directory: Path, dtype: torch.dtype, device: torch.device, place: torch.device | None
 ) -> tuple[PreTrainedModel, str]:
-    wanted = config.acceleration.flash_attention
     settings = AutoConfig.from_pretrained(directory, trust_remote_code=config.model.trust_remote_code)
     attention = choose_attention(config, settings, device)
     options: dict[str, Any] = {
@@ -268,11 +269,7 @@ def _load(
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise _no_causal_model(config, error) from error
-        if wanted == "sdpa":
-            raise TrainerError(
-                ExitCode.ACCELERATION_UNAVAILABLE,
-                f"acceleration.flashAttention: {config.model.uri} has no sdpa attention; use auto",
-            ) from error
+        demand_kernel(config)
     except torch.OutOfMemoryError:
         raise
     except (OSError, RuntimeError) as error:

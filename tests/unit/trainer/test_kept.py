@@ -11,17 +11,26 @@ import numpy as np
 import pytest
 import torch
 import varlen_on_cpu
+from finetune_api.failures import ExitCode
 from finetune_trainer.attention import VARLEN, register_varlen
 from finetune_trainer.batches import Collator
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.fused_adapters import on_whole_weights
 from finetune_trainer.kernels import compile_layers, recomputing
-from finetune_trainer.model import load_model
+from finetune_trainer.model import count_parameters, load_model
 from finetune_trainer.prepared import Sequence
 from partitions import uncompiled
 from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainings import configure
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    Qwen3Config,
+)
 
 CPU = torch.device("cpu")
 IDS = torch.arange(20)[None]
@@ -144,6 +153,26 @@ def test_attention_that_is_kept_is_not_computed_again(tmp_path: Path, tiny: Path
     assert found[True].keys() == found[False].keys()
     for name, gradient in found[True].items():
         torch.testing.assert_close(gradient, found[False][name], msg=name)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "field"),
+    [({"gradientCheckpointing": True, "keepAttention": True}, "keepAttention"), ({"flashAttention": "sdpa"}, "sdpa")],
+)
+def test_a_model_with_plain_attention_alone_is_refused_before_and_when_it_is_loaded(
+    tmp_path: Path, tiny: Path, wishes: Any, field: str
+) -> None:
+    plain = tmp_path / "bloom"
+    settings = BloomConfig(vocab_size=AutoConfig.from_pretrained(tiny).vocab_size, hidden_size=32, n_layer=1, n_head=2)
+    BloomForCausalLM(settings).save_pretrained(plain)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(plain)
+    config = configure(tmp_path, plain, acceleration=wishes)
+    for refusing in (lambda: count_parameters(config, plain), lambda: load_model(config, plain, CPU)):
+        with pytest.raises(TrainerError, match=f"{field}.*leave it false|{field} attention; use auto") as raised:
+            refusing()
+        assert raised.value.exit_code is ExitCode.ACCELERATION_UNAVAILABLE
+    loaded = load_model(configure(tmp_path, plain, acceleration={"gradientCheckpointing": True}), plain, CPU)
+    assert loaded.acceleration.attention == "eager"
 
 
 def noise(model: Any) -> None:
