@@ -10,6 +10,7 @@ import pytest
 from finetune_api.failures import ExitCode
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.kernels import recomputing
 from finetune_trainer.spread import Spread
 from finetune_trainer.steps import count_steps
 from finetune_trainer.strategy import Strategy, choose, processes
@@ -118,3 +119,23 @@ def test_the_log_names_the_optimizer_that_is_in_use(
     with caplog.at_level(logging.INFO):
         Spread.plan(wanted, World(0, 2), count_steps(wanted.hyperparameters, 64, 2))
     assert f"{strategy} over 2 devices, optimizer {optimizer}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "by_fsdp"),
+    [
+        ({**FULL, "acceleration": {"gradientCheckpointing": True}}, True),
+        ({**FULL, "acceleration": {"gradientCheckpointing": True, "keepAttention": True}}, False),
+        ({"acceleration": {"gradientCheckpointing": True}}, False),
+    ],
+    ids=["full", "attention kept", "adapters"],
+)
+def test_fsdp2_makes_layers_again_where_it_can(fields: dict[str, Any], by_fsdp: bool) -> None:
+    wanted = config(distributed={**TWO, "strategy": "fsdp2"}, **fields)
+    spread = Spread.plan(wanted, World(size=2), count_steps(wanted.hyperparameters, 100, 2))
+    assert spread.arguments()["fsdp_config"]["activation_checkpointing"] is by_fsdp
+    (how,) = (
+        value for name, value in recomputing(wanted, elsewhere=spread.checkpoints_activations).items()
+        if not name.endswith("_kwargs")
+    )  # fmt: skip
+    assert how is not by_fsdp
