@@ -310,7 +310,7 @@ def test_activations_of_compiled_layers_and_fused_adapters(variant: str, compile
 
 @pytest.mark.filterwarnings("default::UserWarning")
 @pytest.mark.parametrize("keeps", [False, True], ids=["all again", "attention kept"])
-@pytest.mark.parametrize("variant", ["full", "separate", "fused"])
+@pytest.mark.parametrize("variant", ["full", "fused"])
 def test_activations_of_compiled_layers_that_are_made_again(variant: str, keeps: bool) -> None:
     choices = {"method": LORA, "on_gpu": False, "compiled": True, "checkpointing": True} | COMPILED[variant]
     recipe = Recipe(precision="bf16", length=96, micro_batch=2, keeps_attention=keeps, **choices)
