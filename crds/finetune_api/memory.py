@@ -225,23 +225,23 @@ def activations(shape: ModelShape, recipe: Recipe) -> Activations:
     embedding_frozen = method.full is None
     if embedding_frozen and not how.norms_trained and not recipe.compiled:
         layers -= tokens * norm_bytes(shape.hidden, how)  # nothing before it asks for a gradient
-    rebuilt = 0.0
+    rebuilt = outputs = 0.0
     if recipe.checkpointing:
         # While a compiled layer is at work, what it need not keep is there too.
         whole = replace(how, products_alone=False)
         rebuilt = sum(count * one_block(shape, whole, recipe.length, dense=dense) for dense, count in shape.blocks)
         rebuilt *= tokens / shape.layers
         layers = tokens * shape.layers * shape.hidden * how.residual
-    stays = 0.0
-    if recipe.checkpointing and recipe.keeps_attention:
-        attention = tokens * attention_output_bytes(shape, how.compute)
-        rebuilt -= attention
-        attention *= len(chosen) + behind
-        # Torch's checkpointing holds it by itself where layers are not compiled, beyond the reach of an offload.
-        layers, stays = (layers + attention, 0.0) if recipe.compiled else (layers, attention)
+        if recipe.keeps_attention:
+            one = tokens * attention_output_bytes(shape, how.compute)
+            rebuilt -= one
+            outputs = one * (len(chosen) + behind)
     if recipe.activation_offload:
-        layers *= min(1.0, _IN_FLIGHT / shape.layers)
-    layers += stays
+        share = min(1.0, _IN_FLIGHT / shape.layers)
+        layers *= share
+        # Where layers are not compiled, torch's checkpointing holds these by itself, beyond the reach of an offload.
+        outputs *= share if recipe.compiled else 1.0
+    layers += outputs
     names = trained_names(shape, recipe)
     cast = recipe.autocast and recipe.trained == FP32
     copied = sum(m.elements for m in trained_matrices(shape, recipe) if m.rows > 1)

@@ -12,7 +12,7 @@ import torch
 from finetune_trainer.batches import Collator
 from finetune_trainer.evaluate import evaluating, token_losses
 from finetune_trainer.fp8 import LEAST_CAPABILITY
-from finetune_trainer.kernels import recomputing
+from finetune_trainer.kernels import checkpoint_options
 from finetune_trainer.model import load_model
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import load_prepared
@@ -129,8 +129,7 @@ def gradients_of(config: Any, base: Path) -> dict[str, torch.Tensor]:
     batch = {k: v.to(CUDA) if hasattr(v, "to") else v for k, v in collator([data[0], data[1]]).items()}
     batch.pop("tokens")
     if config.acceleration.gradient_checkpointing:
-        (how,) = (v for k, v in recomputing(config, elsewhere=False).items() if k.endswith("_kwargs"))
-        model.train().activation_checkpointing_enable(how)
+        model.train().activation_checkpointing_enable(checkpoint_options(config))
     with torch.autocast("cuda", dtype=torch.bfloat16):
         model(**batch, num_items_in_batch=torch.tensor(64, device=CUDA)).loss.backward()
     return {name: p.grad.float().flatten() for name, p in model.named_parameters() if p.grad is not None}

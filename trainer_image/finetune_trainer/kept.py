@@ -45,8 +45,8 @@ _ATTENTION = {
 }
 _ADDED_ATTENTION = {"torch_attn", "flash_attn", "flash_attn_3"}
 """Namespaces of attention that is not torch's."""
-_ADDED = {*_ADDED_ATTENTION, "finetune_trainer"}
-"""Namespaces of attention and products of which the compiler knows no cost."""
+_OWN = "finetune_trainer"
+"""Namespace of our products. Of these, too, the compiler knows no cost."""
 
 
 def keep(*, recomputed: bool, attention: bool = False, joint: bool = False) -> None:
@@ -107,12 +107,12 @@ def _maker(node: Node) -> Node:
 
 
 def _is_costly(target: Any) -> bool:
-    return (
-        str(target) in _PRODUCTS
-        or _is_attention(target)
-        or (isinstance(target, OpOverload) and target.namespace in _ADDED)
-    )
+    return str(target) in _PRODUCTS or _namespace(target) == _OWN or _is_attention(target)
 
 
 def _is_attention(target: Any) -> bool:
-    return str(target) in _ATTENTION or (isinstance(target, OpOverload) and target.namespace in _ADDED_ATTENTION)
+    return str(target) in _ATTENTION or _namespace(target) in _ADDED_ATTENTION
+
+
+def _namespace(target: Any) -> str:
+    return target.namespace if isinstance(target, OpOverload) else ""

@@ -110,10 +110,15 @@ def recomputing(config: TrainerConfig, *, elsewhere: bool) -> dict[str, Any]:
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     wishes = config.acceleration
     wanted = wishes.gradient_checkpointing and not elsewhere and not wishes.unsloth  # which has its own
-    how: dict[str, Any] = {"use_reentrant": False}
-    if wishes.keep_attention and not wishes.compile:  # compiled layers are told by their marks
-        how["context_fn"] = keeping_attention
-    return {name: wanted, f"{name}_kwargs": how}
+    return {name: wanted, f"{name}_kwargs": checkpoint_options(config)}
+
+
+def checkpoint_options(config: TrainerConfig) -> dict[str, Any]:
+    """Those of torch.utils.checkpoint for layers that are made again."""
+    options: dict[str, Any] = {"use_reentrant": False}
+    if config.acceleration.keep_attention and not config.acceleration.compile:  # compiled ones are told by their marks
+        options["context_fn"] = keeping_attention
+    return options
 
 
 def names(config: TrainerConfig) -> Iterator[str]:

@@ -133,8 +133,8 @@ def quicken(config: TrainerConfig, model: Any, *, fused: bool) -> list[str]:
         TrainerError: ACCELERATION_UNAVAILABLE, where fused adapters are a wish that cannot be met.
     """
     found = [FUSED_ADAPTERS] if _fuse(config, model, possible=fused) else []
-    if config.acceleration.compile:
-        wishes = config.acceleration
+    wishes = config.acceleration
+    if wishes.compile:
         compile_layers(
             model,
             recomputed=wishes.gradient_checkpointing,

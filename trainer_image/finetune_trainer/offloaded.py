@@ -35,15 +35,19 @@ def as_they_lie(
         unpack: gives it back, contiguous.
     """
 
-    def packed(tensor: torch.Tensor) -> tuple[Any, list[int], tuple[int, ...]]:
-        order = list(range(tensor.dim()))
-        if not tensor.is_contiguous() and 0 not in tensor.stride():  # repeated values TRL knows
-            order.sort(key=lambda dimension: -tensor.stride(dimension))
-        return pack(tensor.permute(order)), order, tensor.stride()
+    def packed(tensor: torch.Tensor) -> tuple[Any, tuple[list[int], tuple[int, ...]] | None]:
+        if tensor.is_contiguous() or 0 in tensor.stride():  # repeated values TRL knows
+            return pack(tensor), None
+        order = sorted(range(tensor.dim()), key=lambda dimension: -tensor.stride(dimension))
+        return pack(tensor.permute(order)), (order, tensor.stride())
 
-    def unpacked(kept: tuple[Any, list[int], tuple[int, ...]]) -> torch.Tensor:
-        found, order, strides = kept
-        tensor = unpack(found).permute([order.index(dimension) for dimension in range(len(order))])
+    def unpacked(kept: tuple[Any, tuple[list[int], tuple[int, ...]] | None]) -> torch.Tensor:
+        found, layout = kept
+        tensor = unpack(found)
+        if layout is None:
+            return tensor
+        order, strides = layout
+        tensor = tensor.permute([order.index(dimension) for dimension in range(len(order))])
         if tensor.stride() == strides:
             return tensor
         return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

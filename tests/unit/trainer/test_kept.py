@@ -16,7 +16,7 @@ from finetune_trainer.attention import VARLEN, register_varlen
 from finetune_trainer.batches import Collator
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fused_adapters import on_whole_weights
-from finetune_trainer.kernels import compile_layers, recomputing
+from finetune_trainer.kernels import checkpoint_options, compile_layers
 from finetune_trainer.model import count_parameters, load_model
 from finetune_trainer.prepared import Sequence
 from partitions import uncompiled
@@ -145,8 +145,7 @@ def test_attention_that_is_kept_is_not_computed_again(tmp_path: Path, tiny: Path
         torch.manual_seed(0)
         model = load_model(config, tiny, CPU).model.train()
         noise(model)
-        arguments = recomputing(config, elsewhere=False)
-        model.activation_checkpointing_enable(next(v for k, v in arguments.items() if k.endswith("_kwargs")))
+        model.activation_checkpointing_enable(checkpoint_options(config))
         with Forwards() as forwards:
             found[kept] = gradients(model, BATCH)
         assert forwards.count == (layers if kept else 2 * layers)

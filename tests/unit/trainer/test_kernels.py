@@ -35,8 +35,6 @@ from transformers import (
 )
 
 CPU = torch.device("cpu")
-IDS = torch.arange(20)[None]
-BATCH = {"input_ids": IDS, "labels": IDS}
 
 
 @pytest.fixture
